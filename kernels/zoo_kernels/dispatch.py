@@ -1,0 +1,162 @@
+"""Which backend of an operator runs, and why not the others.
+
+An operator is a folder with one module a backend. A backend module defines ``forward(*args, **kwargs)`` with the
+operator's own signature (less ``backend``) and may define ``can_run(*args, **kwargs) -> str | None``: ``None`` if it
+can serve the call, otherwise one sentence with the reason. The rule is the same for every operator:
+
+* ``backend="auto"``: triton if the first tensor is on a CUDA device and the triton backend can run; otherwise eager.
+* ``backend="<name>"``: that backend; if it cannot run, :class:`BackendError` with its reason.
+
+No environment variable changes this. Tests may use :func:`use_backend`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import torch
+
+BACKENDS = ("reference", "eager", "triton")
+
+_forced: str | None = None
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for by name and cannot serve the call; the message says why."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One line of :func:`explain`: a backend, whether it is the one that runs, and the reason if it cannot run."""
+
+    backend: str
+    chosen: bool
+    reason: str | None
+
+    def __str__(self) -> str:
+        state = "runs" if self.chosen else ("could run" if self.reason is None else f"cannot run: {self.reason}")
+        return f"{self.backend}: {state}"
+
+
+@lru_cache(maxsize=1)
+def triton_missing() -> str | None:
+    """Why Triton kernels cannot be used here, or None. Probes for the package and a driver without importing triton."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if interpreting():
+        return None
+    if not torch.cuda.is_available():
+        return "torch finds no GPU driver"
+    return None
+
+
+def interpreting() -> bool:
+    """Whether Triton's own interpreter is on (``TRITON_INTERPRET=1``), in which its kernels run on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def tensors(*args: Any, **kwargs: Any) -> list[torch.Tensor]:
+    """The tensors among the arguments of a call, in order."""
+    return [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
+
+
+def triton_can_run(*args: Any, **kwargs: Any) -> str | None:
+    """The part of ``can_run`` that all triton backends share: package, driver, device, dtype."""
+    reason = triton_missing()
+    if reason is not None:
+        return reason
+    for t in tensors(*args, **kwargs):
+        if not t.is_cuda and not interpreting():
+            return f"a tensor is on {t.device.type}, the kernels need CUDA"
+        if t.is_floating_point() and t.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            return f"dtype {t.dtype} is not float32, float16 or bfloat16"
+    return None
+
+
+class Operator:
+    """An operator's backends and the choice between them.
+
+    Args:
+        name: the operator's folder under ``zoo_kernels``.
+        backends: those that the folder has.
+    """
+
+    def __init__(self, name: str, backends: tuple[str, ...] = ("reference", "eager")):
+        for b in backends:
+            if b not in BACKENDS:
+                raise ValueError(f"backends={backends!r} of operator {name}: {b!r} is not one of {BACKENDS}")
+        self.name = name
+        self.backends = backends
+        self._modules: dict[str, ModuleType] = {}
+
+    def load(self, backend: str) -> ModuleType:
+        """Import a backend's module (triton only now, when it is used)."""
+        if backend not in self._modules:
+            self._modules[backend] = importlib.import_module(f"zoo_kernels.{self.name}.{backend}")
+        return self._modules[backend]
+
+    def why_not(self, backend: str, *args: Any, **kwargs: Any) -> str | None:
+        """The reason why ``backend`` cannot serve this call, or None if it can."""
+        if backend not in self.backends:
+            return f"operator {self.name} has no {backend} backend; it has {', '.join(self.backends)}"
+        if backend == "triton":
+            reason = triton_can_run(*args, **kwargs)
+            if reason is not None:
+                return reason
+        can_run: Callable[..., str | None] | None = getattr(self.load(backend), "can_run", None)
+        return None if can_run is None else can_run(*args, **kwargs)
+
+    def choose(self, backend: str, *args: Any, **kwargs: Any) -> str:
+        """The name of the backend that serves this call.
+
+        Raises:
+            ValueError: unknown name.
+            BackendError: a backend asked for by name cannot run; the message has its reason.
+        """
+        if backend == "auto" and _forced is not None:
+            backend = _forced
+        if backend == "auto":
+            first = next(iter(tensors(*args, **kwargs)), None)
+            if first is not None and first.is_cuda and self.why_not("triton", *args, **kwargs) is None:
+                return "triton"
+            return "eager"
+        if backend not in BACKENDS:
+            raise ValueError(f"backend={backend!r}: accepted are 'auto', {', '.join(map(repr, BACKENDS))}")
+        reason = self.why_not(backend, *args, **kwargs)
+        if reason is not None:
+            raise BackendError(f"{self.name}: backend {backend!r} cannot run: {reason}")
+        return backend
+
+    def __call__(self, *args: Any, backend: str = "auto", **kwargs: Any) -> Any:
+        return self.load(self.choose(backend, *args, **kwargs)).forward(*args, **kwargs)
+
+    def explain(self, *args: Any, **kwargs: Any) -> list[Verdict]:
+        """For each backend: whether it runs this call, and if not, why."""
+        chosen = self.choose("auto", *args, **kwargs)
+        return [Verdict(b, b == chosen, self.why_not(b, *args, **kwargs)) for b in BACKENDS]
+
+
+def explain(operator: str, *args: Any, **kwargs: Any) -> list[Verdict]:
+    """Which backend of ``operator`` would serve a call with these arguments, and why not each other one."""
+    return importlib.import_module(f"zoo_kernels.{operator}").OPERATOR.explain(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """For tests: within the block, ``backend="auto"`` means ``backend`` in every operator."""
+    global _forced
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r}: accepted are {', '.join(map(repr, BACKENDS))}")
+    before, _forced = _forced, backend
+    try:
+        yield
+    finally:
+        _forced = before

@@ -1,0 +1,113 @@
+"""How operator results are compared: one tolerance table, one error measure, NaN-poisoned outputs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+
+#: Largest relative error ||a-b||/||b|| against the float64 reference. No test widens it.
+TOLERANCE = {
+    torch.float64: 1e-10,
+    torch.float32: 1e-5,
+    torch.float16: 2e-3,
+    torch.bfloat16: 1e-2,
+}
+
+
+def rel_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """||actual - expected|| / ||expected|| in float64; NaN anywhere gives inf; both empty or zero give 0."""
+    if actual.shape != expected.shape:
+        raise AssertionError(f"shape {tuple(actual.shape)} instead of {tuple(expected.shape)}")
+    a, b = actual.detach().double().cpu(), expected.detach().double().cpu()
+    if not bool(torch.isfinite(a).all()):
+        return float("inf")
+    diff, norm = float((a - b).norm()), float(b.norm())
+    return diff / norm if norm > 0 else diff
+
+
+def assert_close(name: str, actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype | None = None) -> None:
+    """Assert that ``actual`` is within the tolerance of ``dtype`` (its own by default) of ``expected``."""
+    tol = TOLERANCE[dtype or actual.dtype]
+    error = rel_error(actual, expected)
+    assert error <= tol, f"{name}: relative error {error:.3e} > {tol:.0e} ({actual.dtype}, {tuple(actual.shape)})"
+
+
+@contextlib.contextmanager
+def poisoned_empty() -> Iterator[None]:
+    """Within the block ``torch.empty`` and ``torch.empty_like`` return NaN, so that unwritten output is seen."""
+    empty, empty_like = torch.empty, torch.empty_like
+
+    def fill(t: torch.Tensor) -> torch.Tensor:
+        return t.fill_(float("nan")) if t.is_floating_point() else t
+
+    with (
+        mock.patch.object(torch, "empty", lambda *a, **k: fill(empty(*a, **k))),
+        mock.patch.object(torch, "empty_like", lambda *a, **k: fill(empty_like(*a, **k))),
+    ):
+        yield
+
+
+def outputs_and_grads(
+    fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], dtype: torch.dtype, seed: int = 0
+) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    """Run ``fn`` with its floating tensors cast to ``dtype``; return outputs and the gradient of every float input.
+
+    The gradient is that of a fixed random projection of the outputs, the same for every dtype.
+    """
+
+    def prepare(v: Any) -> Any:
+        if isinstance(v, torch.Tensor) and v.is_floating_point():
+            return v.detach().to(dtype).requires_grad_(True)
+        return v
+
+    a, k = [prepare(v) for v in args], {n: prepare(v) for n, v in kwargs.items()}
+    out = fn(*a, **k)
+    outs = [out] if isinstance(out, torch.Tensor) else [o for o in out if isinstance(o, torch.Tensor)]
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.zeros((), dtype=torch.float64)
+    for o in outs:
+        if o.requires_grad:
+            weight = torch.randn(o.shape, generator=generator, dtype=torch.float64)
+            total = total + (o.double().cpu() * weight).sum()
+    leaves = {**{str(i): v for i, v in enumerate(a)}, **k}
+    leaves = {n: v for n, v in leaves.items() if isinstance(v, torch.Tensor) and v.requires_grad}
+    grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    zeros = {n: torch.zeros_like(v) for n, v in leaves.items()}
+    return outs, {n: (zeros[n] if g is None else g) for n, g in zip(leaves, grads)}
+
+
+def check_against_reference(
+    operator: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any] | None = None,
+    *,
+    backend: str,
+    dtype: torch.dtype,
+    grads: bool = True,
+) -> None:
+    """Assert that ``backend`` in ``dtype`` equals the float64 reference: every output and every gradient.
+
+    Both sides start from the inputs rounded to ``dtype``, so that only the computation is compared.
+    """
+    kwargs = dict(kwargs or {})
+
+    def rounded(v: Any) -> Any:
+        return v.detach().to(dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+
+    args, kwargs = [rounded(v) for v in args], {n: rounded(v) for n, v in kwargs.items()}
+    want, want_g = outputs_and_grads(
+        lambda *a, **k: operator(*a, backend="reference", **k), args, kwargs, torch.float64
+    )
+    with poisoned_empty():
+        got, got_g = outputs_and_grads(lambda *a, **k: operator(*a, backend=backend, **k), args, kwargs, dtype)
+    assert len(got) == len(want)
+    for i, (g, w) in enumerate(zip(got, want)):
+        assert_close(f"output {i}", g, w, dtype)
+    if grads:
+        assert got_g.keys() == want_g.keys()
+        for name in want_g:
+            assert_close(f"gradient of {name}", got_g[name], want_g[name], dtype)
