@@ -7,7 +7,7 @@ backend. :func:`zoo_kernels.dispatch.explain` says which of them would run, and 
 import importlib
 import pkgutil
 
-__all__ = ["explain", "operators"]  # noqa: F822 - both resolve through __getattr__, like the operators
+__all__ = ["explain", "operators"]
 
 
 def operators() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -103,7 +104,7 @@ def check_against_reference(
         lambda *a, **k: operator(*a, backend="reference", **k), args, kwargs, torch.float64
     )
     with poisoned_empty():
-        got, got_g = outputs_and_grads(lambda *a, **k: operator(*a, backend=backend, **k), args, kwargs, dtype)
+        got, got_g = outputs_and_grads(partial(operator, backend=backend), args, kwargs, dtype)
     assert len(got) == len(want)
     for i, (g, w) in enumerate(zip(got, want)):
         assert_close(f"output {i}", g, w, dtype)

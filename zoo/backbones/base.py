@@ -112,7 +112,8 @@ class Backbone(nn.Module):
         """Raise ValueError unless ``x`` is a float image batch ``[B, in_chans, H >= 1, W >= 1]``."""
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             raise ValueError(
-                f"images have shape {tuple(x.shape)}; {type(self).__name__} takes [batch, {self.in_chans}, height, width]"
+                f"images have shape {tuple(x.shape)}; "
+                f"{type(self).__name__} takes [batch, {self.in_chans}, height, width]"
             )
         if not x.is_floating_point():
             raise ValueError(f"images have dtype {x.dtype}; a floating dtype, normalised, is expected")
