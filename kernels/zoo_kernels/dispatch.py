@@ -87,14 +87,17 @@ class Operator:
     Args:
         name: the operator's folder under ``zoo_kernels``.
         backends: those that the folder has.
+        function: the function of each backend module that serves the call. A folder with several public functions
+            has one Operator for each; ``<function>_can_run`` then stands where ``can_run`` does for ``forward``.
     """
 
-    def __init__(self, name: str, backends: tuple[str, ...] = ("reference", "eager")):
+    def __init__(self, name: str, backends: tuple[str, ...] = ("reference", "eager"), function: str = "forward"):
         for b in backends:
             if b not in BACKENDS:
                 raise ValueError(f"backends={backends!r} of operator {name}: {b!r} is not one of {BACKENDS}")
         self.name = name
         self.backends = backends
+        self.function = function
         self._modules: dict[str, ModuleType] = {}
 
     def load(self, backend: str) -> ModuleType:
@@ -111,7 +114,8 @@ class Operator:
             reason = triton_can_run(*args, **kwargs)
             if reason is not None:
                 return reason
-        can_run: Callable[..., str | None] | None = getattr(self.load(backend), "can_run", None)
+        name = "can_run" if self.function == "forward" else f"{self.function}_can_run"
+        can_run: Callable[..., str | None] | None = getattr(self.load(backend), name, None)
         return None if can_run is None else can_run(*args, **kwargs)
 
     def choose(self, backend: str, *args: Any, **kwargs: Any) -> str:
@@ -136,7 +140,7 @@ class Operator:
         return backend
 
     def __call__(self, *args: Any, backend: str = "auto", **kwargs: Any) -> Any:
-        return self.load(self.choose(backend, *args, **kwargs)).forward(*args, **kwargs)
+        return getattr(self.load(self.choose(backend, *args, **kwargs)), self.function)(*args, **kwargs)
 
     def explain(self, *args: Any, **kwargs: Any) -> list[Verdict]:
         """For each backend: whether it runs this call, and if not, why."""
