@@ -1,0 +1,39 @@
+"""Parameters and FLOPs of a model, counted without computing anything (on the ``meta`` device)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters; shared ones count once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def count_flops(model: nn.Module, image_size: int | tuple[int, int], in_chans: int = 3) -> int:
+    """Multiply-accumulates of one image ("FLOPs" as papers give them): matrix products, convolutions, attention.
+
+    Args:
+        model: takes ``[1, in_chans, H, W]``.
+        image_size: pixels, one number or (H, W).
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, in_chans, height, width, device=device))
+    finally:
+        model.train(training)
+    return counter.get_total_flops() // 2  # torch counts a multiply and an add as two
+
+
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a model without memory for its weights."""
+    with torch.device("meta"):
+        return build()
