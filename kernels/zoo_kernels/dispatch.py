@@ -81,6 +81,10 @@ def triton_can_run(*args: Any, **kwargs: Any) -> str | None:
     return None
 
 
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, torch.Tensor) and value.dtype == torch.float32 else value
+
+
 class Operator:
     """An operator's backends and the choice between them.
 
@@ -89,15 +93,26 @@ class Operator:
         backends: those that the folder has.
         function: the function of each backend module that serves the call. A folder with several public functions
             has one Operator for each; ``<function>_can_run`` then stands where ``can_run`` does for ``forward``.
+        autocast: under ``torch.autocast`` cast all float32 tensors of a call to the autocast dtype and run the backend
+            outside autocast, so that what a backend keeps in float32 stays so. Without it autocast acts on the
+            PyTorch calls of the backend.
     """
 
-    def __init__(self, name: str, backends: tuple[str, ...] = ("reference", "eager"), function: str = "forward"):
+    def __init__(
+        self,
+        name: str,
+        backends: tuple[str, ...] = ("reference", "eager"),
+        function: str = "forward",
+        *,
+        autocast: bool = False,
+    ):
         for b in backends:
             if b not in BACKENDS:
                 raise ValueError(f"backends={backends!r} of operator {name}: {b!r} is not one of {BACKENDS}")
         self.name = name
         self.backends = backends
         self.function = function
+        self.autocast = autocast
         self._modules: dict[str, ModuleType] = {}
 
     def load(self, backend: str) -> ModuleType:
@@ -139,7 +154,22 @@ class Operator:
             raise BackendError(f"{self.name}: backend {backend!r} cannot run: {reason}")
         return backend
 
+    def autocasts(self, tensor: torch.Tensor) -> bool:
+        """Whether a call on ``tensor`` made now has its float32 arguments cast."""
+        return self.autocast and torch.is_autocast_enabled(tensor.device.type)
+
     def __call__(self, *args: Any, backend: str = "auto", **kwargs: Any) -> Any:
+        first = next(iter(tensors(*args, **kwargs)), None)
+        if first is not None and self.autocasts(first):
+            device = first.device.type
+            dtype = torch.get_autocast_dtype(device)
+            args = tuple(_cast(a, dtype) for a in args)
+            kwargs = {name: _cast(a, dtype) for name, a in kwargs.items()}
+            with torch.autocast(device, enabled=False):
+                return self._run(backend, *args, **kwargs)
+        return self._run(backend, *args, **kwargs)
+
+    def _run(self, backend: str, *args: Any, **kwargs: Any) -> Any:
         return getattr(self.load(self.choose(backend, *args, **kwargs)), self.function)(*args, **kwargs)
 
     def explain(self, *args: Any, **kwargs: Any) -> list[Verdict]:

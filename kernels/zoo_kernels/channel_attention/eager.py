@@ -1,0 +1,94 @@
+"""Channel attention in PyTorch ops, in the cheaper of two exact forms.
+
+Ordinary form: project to q, k, v, attend, project; 4 N C^2 multiply-adds and 2 N C d.
+Gram form: with m the mean token and G = (x - m)^T (x - m),
+
+    k^T v = Wk G Wv^T + N (Wk m + bk) (Wv m + bv)^T,
+    y = (x - m) T^T + (T m + c),  T = Wp blockdiag(A) Wq,  c = Wp blockdiag(A) bq + bp,
+
+so that q, k and v are never made: 2 N C^2 and, an image, 2 C^3 + 2 C^2 d. The Gram matrix is centred because a common
+offset of the channels would otherwise cancel digits in G, and all C x C work is float32 for half-precision inputs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def forward(
+    x: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor | None,
+    proj_weight: Tensor,
+    proj_bias: Tensor | None,
+    *,
+    num_heads: int,
+    scale: float | None = None,
+) -> Tensor:
+    """See :func:`zoo_kernels.channel_attention.channel_attention`."""
+    n, c = x.shape[1:]
+    form = gram if gram_pays(n, c) else ordinary
+    scale = (c // num_heads) ** -0.5 if scale is None else scale
+    return form(x, qkv_weight, qkv_bias, proj_weight, proj_bias, num_heads, scale)
+
+
+def gram_pays(n: int, c: int) -> bool:
+    """Whether the Gram form is the cheaper one: it saves 2 N C^2 and costs about 2 C^3 more."""
+    return n >= 2 * c
+
+
+def ordinary(
+    x: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor | None,
+    proj_weight: Tensor,
+    proj_bias: Tensor | None,
+    heads: int,
+    scale: float,
+) -> Tensor:
+    """The form of the equation, without the transpose of the output."""
+    qkv = F.linear(x, qkv_weight, qkv_bias)  # [B, N, 3C]
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, N, d]
+    # float16 would overflow in a sum over many tokens: the scale goes in before the sum.
+    attention = ((k * scale).transpose(-2, -1) @ v).softmax(-1)  # [B, heads, d, d]
+    out = q @ attention.transpose(-2, -1)  # [B, heads, N, d]
+    return F.linear(out.transpose(1, 2).flatten(2), proj_weight, proj_bias)
+
+
+def gram(
+    x: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor | None,
+    proj_weight: Tensor,
+    proj_bias: Tensor | None,
+    heads: int,
+    scale: float,
+) -> Tensor:
+    """The form without q, k and v."""
+    b, n, c = x.shape
+    wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    mean = x.mean(1, keepdim=True, dtype=wide)  # [B, 1, C]
+    centred = x - mean.to(x.dtype)
+    # What rounding the mean to half precision leaves in the sum is of second order in G and is not corrected.
+    mean = mean.to(x.dtype).to(wide)
+    g = (centred.transpose(1, 2) @ centred).to(wide)  # [B, C, C]
+    wq, wk, wv = qkv_weight.to(wide).unflatten(0, (3, heads, -1))  # [heads, d, C]
+    wp = proj_weight.to(wide)
+    bq, bk, bv = (None,) * 3 if qkv_bias is None else qkv_bias.to(wide).unflatten(0, (3, heads, -1))  # [heads, d]
+    mean_k = torch.einsum("hdc,boc->bhdo", wk, mean)  # [B, heads, d, 1]
+    mean_v = torch.einsum("hdc,boc->bhod", wv, mean)  # [B, heads, 1, d]
+    if bk is not None:
+        mean_k, mean_v = mean_k + bk[:, :, None], mean_v + bv[:, None, :]
+    left = (wk.flatten(0, 1) @ g).unflatten(1, (heads, -1))  # [B, heads, d, C]
+    ktv = left @ wv.transpose(1, 2) + (n * mean_k) * mean_v  # [B, heads, d, d]
+    attention = (scale * ktv).softmax(-1)
+    mixed = (attention @ wq).flatten(1, 2)  # [B, C, C]: blockdiag(A) Wq
+    t = wp @ mixed  # [B, C, C]
+    const = mean @ t.transpose(1, 2)  # [B, 1, C]
+    if bq is not None:
+        const = const + ((attention @ bq[:, :, None]).flatten(1, 2).transpose(1, 2) @ wp.t())
+    if proj_bias is not None:
+        const = const + proj_bias.to(wide)
+    return torch.baddbmm(const.to(x.dtype), centred, t.transpose(1, 2).to(x.dtype))
