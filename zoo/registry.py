@@ -117,6 +117,33 @@ register_model = MODELS.register
 register_mixer = MIXERS.register
 
 
+def variant(cls: Callable[..., Any]) -> Callable[[Callable[[], dict[str, Any]]], Callable[..., Any]]:
+    """Decorator: a function that returns a named model's arguments becomes its builder.
+
+    The builder takes any argument of ``cls``, and what it is given wins over the named model's own. It keeps ``cls`` as
+    ``builds`` and the arguments as ``preset``, so that both can be read without building.
+
+    >>> @register_model(task="classification", family="davit")
+    ... @variant(DaViT)
+    ... def davit_tiny() -> dict:
+    ...     return dict(depths=(1, 1, 3, 1))
+    """
+
+    def wrap(fn: Callable[[], dict[str, Any]]) -> Callable[..., Any]:
+        preset = fn()
+
+        def build_variant(**kwargs: Any) -> Any:
+            return cls(**{**preset, **kwargs})
+
+        for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
+            setattr(build_variant, attribute, getattr(fn, attribute))
+        build_variant.builds = cls  # type: ignore[attr-defined]
+        build_variant.preset = preset  # type: ignore[attr-defined]
+        return build_variant
+
+    return wrap
+
+
 def accepted_arguments(fn: Callable[..., Any]) -> tuple[set[str], bool]:
     """Argument names that a builder accepts, and whether it takes any others too.
 
