@@ -1,0 +1,26 @@
+"""Datasets and transforms. Names load with their first use, so that importing this package costs nothing."""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Digits": "zoo.data.digits",
+    "ImageFolder": "zoo.data.image_folder",
+    "ImageReadError": "zoo.data.loading",
+    "Shapes": "zoo.data.shapes",
+    "build_transforms": "zoo.data.transforms",
+    "check_folder": "zoo.data.check",
+    "read_image": "zoo.data.loading",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'zoo.data' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,23 @@
+"""Metrics for mmengine's evaluator over torchmetrics. Names load with their first use."""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Accuracy": "zoo.metrics.accuracy",
+    "ConfusionMatrix": "zoo.metrics.confusion",
+    "PerClass": "zoo.metrics.per_class",
+    "PredictionDump": "zoo.metrics.dump",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'zoo.metrics' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])
