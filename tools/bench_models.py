@@ -1,0 +1,237 @@
+"""Models against their public peers on this machine's CPU: ratios from one run, interleaved, same weights.
+
+    python tools/bench_models.py [--rounds 9] [--only NAME] [--skip-compile] [--out docs/benchmarks/models_cpu.csv]
+
+Outputs are compared before anything is timed. A ratio is the median over rounds of (peer's time / our time), so above
+1 we are faster; time is this process's CPU time, which other processes disturb least, and wall time for two threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+FIELDS = ("what", "ours", "peer", "threads", "ratio", "low", "high", "ours_ms", "peer_ms", "rounds", "target")
+
+
+@dataclass
+class Comparison:
+    """Two ways to compute the same thing."""
+
+    what: str
+    ours: str
+    peer: str
+    target: float
+    run_ours: Callable[[], torch.Tensor]
+    run_peer: Callable[[], torch.Tensor]
+    tolerance: float = 1e-4
+
+
+def davit_pair(batch: int = 4) -> tuple[torch.nn.Module, torch.nn.Module, torch.Tensor]:
+    """Our DaViT-tiny and timm's with the same weights, and a batch of images."""
+    import timm
+
+    import zoo
+    from zoo.weights.importers import timm_davit
+
+    torch.manual_seed(0)
+    peer = timm.create_model("davit_tiny", num_classes=1000).eval()
+    ours = zoo.create_model("davit_tiny", num_classes=1000).eval()
+    ours.load_state_dict(timm_davit.convert_state_dict(timm_davit.ENTRY, peer.state_dict()))
+    return ours, peer, torch.randn(batch, 3, 224, 224)
+
+
+def comparisons(with_compile: bool) -> list[Callable[[], Comparison]]:
+    """Builders of the comparisons, so that only what is measured is in memory."""
+
+    def davit_eager() -> Comparison:
+        ours, peer, x = davit_pair()
+        return Comparison("DaViT-tiny 224 fp32 eager", "attnzoo", "timm", 1.0, lambda: ours(x), lambda: peer(x))
+
+    def davit_bf16() -> Comparison:
+        ours, _, x = davit_pair()
+        import copy
+
+        half, xh = copy.deepcopy(ours).bfloat16(), x.bfloat16()
+        return Comparison(
+            "DaViT-tiny 224 bf16 against our fp32",
+            "attnzoo bf16",
+            "attnzoo fp32",
+            1.7,
+            lambda: half(xh).float(),
+            lambda: ours(x),
+            tolerance=5e-2,
+        )
+
+    def davit_compiled() -> Comparison:
+        ours, peer, x = davit_pair()
+        c_ours, c_peer = torch.compile(ours), torch.compile(peer)
+        return Comparison("DaViT-tiny 224 fp32 compiled", "attnzoo", "timm", 1.0, lambda: c_ours(x), lambda: c_peer(x))
+
+    def biformer_eager() -> Comparison:
+        sys.path.insert(0, str(ROOT / "tools"))
+        from peers.biformer_gather import with_gather_attention
+
+        import zoo
+
+        torch.manual_seed(0)
+        ours = zoo.create_model("biformer_tiny").eval()
+        peer = with_gather_attention(ours)
+        x = torch.randn(4, 3, 224, 224)
+        return Comparison(
+            "BiFormer-tiny 224 fp32 eager", "attnzoo", "gather formulation", 1.3, lambda: ours(x), lambda: peer(x)
+        )
+
+    found = [davit_eager, davit_bf16, biformer_eager]
+    return [*found, davit_compiled] if with_compile else found
+
+
+def measure(c: Comparison, rounds: int, threads: int) -> dict:
+    """Compare outputs, then time both sides alternately."""
+    torch.set_num_threads(threads)
+    clock = time.process_time if threads == 1 else time.perf_counter
+    with torch.inference_mode():
+        a, b = c.run_ours(), c.run_peer()
+        error = float((a - b).norm() / b.norm())
+        if not error <= c.tolerance:
+            raise AssertionError(f"{c.what}: outputs differ by {error:.2e}, more than {c.tolerance:.0e}")
+        ours, peer = [], []
+        for i in range(rounds):
+            order = [(c.run_ours, ours), (c.run_peer, peer)]
+            for run, times in order if i % 2 else reversed(order):
+                started = clock()
+                run()
+                times.append(clock() - started)
+    ratios = sorted(p / o for o, p in zip(ours, peer, strict=True))
+    return {
+        "what": c.what,
+        "ours": c.ours,
+        "peer": c.peer,
+        "threads": threads,
+        "ratio": round(statistics.median(ratios), 3),
+        "low": round(ratios[0], 3),
+        "high": round(ratios[-1], 3),
+        "ours_ms": round(statistics.median(ours) * 1e3, 1),
+        "peer_ms": round(statistics.median(peer) * 1e3, 1),
+        "rounds": rounds,
+        "target": c.target,
+    }
+
+
+def peak_memory() -> dict:
+    """Peak memory above the loaded model of one forward pass at batch 8, ours and timm's, each in its own process."""
+    code = """
+import resource, sys, torch
+sys.path.insert(0, {tools!r})
+import bench_models
+ours, peer, x = bench_models.davit_pair(8)
+net = ours if {which!r} == "ours" else peer
+del ours, peer
+with torch.inference_mode():
+    net(x[:1, :, :32, :32])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    net(x)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    kib = {}
+    for which in ("ours", "peer"):
+        text = code.format(tools=str(ROOT / "tools"), which=which)
+        kib[which] = int(
+            subprocess.run([sys.executable, "-c", text], check=True, capture_output=True, text=True).stdout
+        )
+    return {
+        "what": "DaViT-tiny 224 batch 8, memory above the model (KiB; ratio is peer / ours)",
+        "ours": kib["ours"],
+        "peer": f"timm {kib['peer']}",
+        "ratio": round(kib["peer"] / kib["ours"], 3),
+        "target": 1.0,
+    }
+
+
+def start_up(rounds: int) -> list[dict]:
+    """Wall time of `import torch`, of what `import zoo` adds, and of `zoo list`, each a fresh process."""
+
+    def seconds(*command: str) -> float:
+        times = []
+        for _ in range(rounds):
+            started = time.perf_counter()
+            subprocess.run([sys.executable, *command], check=True, capture_output=True)
+            times.append(time.perf_counter() - started)
+        return statistics.median(times)
+
+    bare, torch_only = seconds("-c", "pass"), seconds("-c", "import torch")
+    both, listing = seconds("-c", "import torch, zoo"), seconds("-m", "zoo.cli", "list")
+    share = (both - torch_only) / (torch_only - bare)
+    return [
+        {"what": "import zoo, as a share of import torch (target: below)", "ratio": round(share, 3), "target": 0.5},
+        {"what": "zoo list, seconds (target: below)", "ratio": round(listing, 2), "target": 3.0},
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", help="only comparisons whose function name contains this")
+    parser.add_argument("--skip-compile", action="store_true", help="leave torch.compile out (it takes minutes)")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "models_cpu.csv")
+    args = parser.parse_args()
+    rows = []
+    for build in comparisons(not args.skip_compile):
+        if args.only and args.only not in build.__name__:
+            continue
+        comparison = build()
+        for threads in (1, 2):
+            rows.append(measure(comparison, args.rounds, threads))
+            print({k: rows[-1][k] for k in ("what", "threads", "ratio", "low", "high", "target")}, flush=True)
+        torch.compiler.reset()
+    if not args.only:
+        for row in (peak_memory(), *start_up(args.rounds)):
+            rows.append(row)
+            print(row, flush=True)
+        write(rows, args.out)
+    return 0
+
+
+def write(rows: list[dict], out: Path) -> None:
+    """The table as CSV, with what it was measured on and when."""
+    import timm
+
+    about = {
+        "cpu": _cpu_name(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_suffix(".tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, (*FIELDS, *about))
+        writer.writeheader()
+        writer.writerows([{**row, **about} for row in rows])
+    os.replace(temporary, out)
+    print(f"written: {out}")
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
