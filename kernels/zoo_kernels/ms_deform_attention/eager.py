@@ -1,0 +1,330 @@
+"""Multi-scale deformable attention as a weighted embedding bag.
+
+The levels of ``value`` are one table of B*S*heads rows. Each (query, head) is a bag of 4*T rows (T samples, four
+corners) whose weights are attention x bilinear, so ``torch.embedding_bag`` does gather, interpolation and sum in one
+pass with no sampled values in memory. What remains is index arithmetic; it is done in planes of one coordinate, in
+int32, for so few queries at a time that the planes stay in cache.
+
+Borders need no mask: the left corner i is clamped to [0, W-2] and the weights are the tents ``max(0, 1 - |x - i|)`` and
+``max(0, 1 - |x - i - 1|)``, which vanish by themselves for what lies outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Levels = tuple[tuple[int, int], ...]
+
+#: Rows (query, head) of a chunk times samples: planes of this many numbers stay in a core's cache.
+_CHUNK = 32768
+#: A corner that does not exist (level of width 1) is moved this far away, where its tent is zero.
+_FAR = 1e30
+
+
+def forward(value: Tensor, shapes: Levels, locations: Tensor, weights: Tensor, points: tuple[int, ...]) -> Tensor:
+    """Classic form: value [B,S,h,d], locations [B,Q,h,T,2], weights [B,Q,h,T] -> [B,Q,h*d]."""
+    if _exporting():
+        size = locations.new_tensor([(w, h) for (h, w), n in zip(shapes, points) for _ in range(n)])  # [T, 2]
+        return _traceable(value, shapes, locations * size - 0.5, weights, points)
+    return _attend(value, locations, weights, _flat(shapes), list(points), True)
+
+
+def forward_fused(
+    value: Tensor, shapes: Levels, reference: Tensor, offsets: Tensor, logits: Tensor, points: tuple[int, ...]
+) -> Tensor:
+    """From raw offsets [B,Q,h,T,2], logits [B,Q,h,T] and references [B,Q,L,2|4]: pixel coordinates, softmax, sum."""
+    dtype = _compute_dtype(value, reference, offsets, logits)
+    pixels = pixel_coordinates(reference.to(dtype), offsets.to(dtype), shapes, points)
+    weights = logits.softmax(-1, dtype=dtype)
+    if _exporting():
+        return _traceable(value, shapes, pixels, weights, points)
+    return _attend(value, pixels, weights, _flat(shapes), list(points), False)
+
+
+def pixel_coordinates(reference: Tensor, offsets: Tensor, shapes: Levels, points: tuple[int, ...]) -> Tensor:
+    """Where the samples lie in pixels of their levels (pixel i centred at i): [B,Q,h,T,2]."""
+    xy, wh = reference[..., :2], reference[..., 2:]  # [B, Q, L, 2]
+    size = reference.new_tensor([(w, h) for h, w in shapes])  # [L, 2]
+    each = list(range(len(points))) if set(points) == {1} else [i for i, n in enumerate(points) for _ in range(n)]
+    origin = (xy * size - 0.5)[:, :, each].unsqueeze(2)  # [B, Q, 1, T, 2]
+    if wh.shape[-1] == 0:
+        return origin + offsets
+    per_level = size * (0.5 / reference.new_tensor(points))[:, None]
+    return torch.addcmul(origin, (wh * per_level)[:, :, each].unsqueeze(2), offsets)
+
+
+def _flat(shapes: Levels) -> list[int]:
+    return [n for s in shapes for n in s]
+
+
+def _compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """Index arithmetic is in float32 at least: half precision cannot hold a pixel coordinate."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def _exporting() -> bool:
+    """Whether the graph leaves PyTorch (torch.export, ONNX), where a custom operator would be unknown."""
+    is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    return is_exporting() or torch.jit.is_tracing()
+
+
+def _traceable(value: Tensor, shapes: Levels, pixels: Tensor, weights: Tensor, points: tuple[int, ...]) -> Tensor:
+    """The same in operators that every exporter knows: one grid_sample a level."""
+    b, q, h, t, _ = pixels.shape
+    d = value.shape[3]
+    dtype = _compute_dtype(value, pixels, weights)
+    sampled, start, first = [], 0, 0
+    for (height, width), n in zip(shapes, points):
+        level = value[:, start : start + height * width].to(dtype)  # [B, H*W, h, d]
+        level = level.permute(0, 2, 3, 1).reshape(b * h, d, height, width)
+        xy = pixels[:, :, :, first : first + n].to(dtype).transpose(1, 2).reshape(b * h, q, n, 2)
+        grid = (xy * 2 + 1) / xy.new_tensor([width, height]) - 1
+        sampled.append(F.grid_sample(level, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
+        start, first = start + height * width, first + n
+    w = weights.to(dtype).transpose(1, 2).reshape(b * h, 1, q, t)
+    out = (torch.cat(sampled, dim=-1) * w).sum(-1)  # [B*h, d, Q]
+    return out.reshape(b, h * d, q).transpose(1, 2).to(value.dtype)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What depends on the levels only; T samples of a (query, head), axis 0 = x, axis 1 = y."""
+
+    size: Tensor  # [2, 1, T] W and H
+    last: Tensor  # [2, 1, T] int: largest left corner
+    far: Tensor  # [2, 1, T] distance of the right corner: 1, or _FAR where the level has only one column or row
+    row: Tensor  # [T] int: table rows from one line of the level to the next
+    base: Tensor  # [h * T] int: table row of the level's first pixel, for each head
+    corner: Tensor  # [2, 2, T] int: table rows from the top left corner to the corner (y, x)
+    minus_half: Tensor
+
+
+@lru_cache(maxsize=64)
+def _plan(
+    flat: tuple[int, ...], points: tuple[int, ...], heads: int, dtype: torch.dtype, index: torch.dtype, device: str
+) -> _Plan:
+    levels, start, starts = list(zip(flat[::2], flat[1::2])), 0, []
+    for height, width in levels:
+        starts.append(start)
+        start += height * width
+    of = [i for i, n in enumerate(points) for _ in range(n)]  # level of each sample
+    hs, ws = [levels[i][0] for i in of], [levels[i][1] for i in of]
+
+    def ints(x: Sequence[object]) -> Tensor:
+        return torch.tensor(x, dtype=index, device=device)
+
+    def floats(x: Sequence[object]) -> Tensor:
+        return torch.tensor(x, dtype=dtype, device=device)
+
+    right = [heads if w > 1 else 0 for w in ws]
+    below = [w * heads if h > 1 else 0 for h, w in zip(hs, ws)]
+    return _Plan(
+        size=floats([[ws], [hs]]),
+        last=ints([[[max(w - 2, 0) for w in ws]], [[max(h - 2, 0) for h in hs]]]),
+        far=floats([[[1.0 if w > 1 else _FAR for w in ws]], [[1.0 if h > 1 else _FAR for h in hs]]]),
+        row=ints([w * heads for w in ws]),
+        base=ints([starts[i] * heads + head for head in range(heads) for i in of]),
+        corner=ints([[[0] * len(of), right], [below, [r + s for r, s in zip(right, below)]]]),
+        minus_half=floats([-0.5]),
+    )
+
+
+class _Samples:
+    """The samples of all (batch, query) pairs, chunk by chunk: rows of the table and distances to the corners."""
+
+    def __init__(self, value: Tensor, xy: Tensor, weights: Tensor, flat: list[int], points: list[int], normal: bool):
+        b, s, self.heads, _ = value.shape
+        self.queries, self.samples = xy.shape[1], xy.shape[3]
+        self.dtype = _compute_dtype(value, xy, weights)
+        self.index = torch.int32 if value.shape[0] * s * self.heads < 2**31 - 1 else torch.int64
+        device = str(value.device)
+        self.plan = _plan(tuple(flat), tuple(points), self.heads, self.dtype, self.index, device)
+        self.normal = normal
+        self.xy = xy.reshape(b * self.queries, self.heads * self.samples, 2)
+        self.weights = weights.reshape(b * self.queries, self.heads * self.samples)
+        self.batch_rows = s * self.heads
+        self.batched = b > 1
+        chunk = max(1, _CHUNK // (self.heads * self.samples)) if device == "cpu" else b * self.queries
+        self.chunks = [(i, min(i + chunk, b * self.queries)) for i in range(0, b * self.queries, chunk)]
+
+    def chunk(self, begin: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the queries begin..end, n = their (query, head) pairs: top left row [n,T], u [2 corners,2 axes,n,T], w [n,T].
+
+        u is the signed distance of the sample from the corner, in pixels.
+        """
+        plan, t = self.plan, self.samples
+        n = (end - begin) * self.heads
+        xy = self.xy[begin:end].to(self.dtype).view(n, t, 2).permute(2, 0, 1)  # [2, n, T]
+        p = torch.addcmul(plan.minus_half, xy, plan.size) if self.normal else xy.contiguous()
+        # Conversion truncates, where floor is meant: they differ only below zero, which is clamped away.
+        i = p.to(self.index).clamp_(min=0)
+        torch.minimum(i, plan.last, out=i)
+        u = p.new_empty(2, 2, n, t)
+        torch.sub(p, i, out=u[0])
+        torch.sub(u[0], plan.far, out=u[1])
+        row = i[1].mul_(plan.row).add_(i[0], alpha=self.heads)  # [n, T]
+        row.view(end - begin, self.heads * t).add_(plan.base)
+        if self.batched:
+            batch = torch.arange(begin, end, device=row.device).div_(self.queries, rounding_mode="floor")
+            row.view(end - begin, -1).add_((batch * self.batch_rows).to(self.index)[:, None])
+        return row, u, self.weights[begin:end].to(self.dtype).view(n, t)
+
+
+def _tent(u: Tensor) -> Tensor:
+    return u.abs().neg_().add_(1).clamp_(min=0)
+
+
+def _tent_slope(u: Tensor) -> Tensor:
+    """Derivative of the tent; at its knots the one from the right, as grid_sample has it."""
+    k = u.floor()
+    return (k == -1).to(u.dtype).sub_((k == 0).to(u.dtype))
+
+
+@torch.library.custom_op("zoo_kernels::ms_deform_attention_eager", mutates_args=())
+def _attend(
+    value: Tensor, xy: Tensor, weights: Tensor, shapes: Sequence[int], points: Sequence[int], normalized: bool
+) -> Tensor:
+    b, s, h, d = value.shape
+    q, t = xy.shape[1], xy.shape[3]
+    out = value.new_empty(b * q * h, d)
+    samples = _Samples(value, xy, weights, list(shapes), list(points), normalized)
+    table = value.reshape(b * s * h, d)
+    for begin, end in samples.chunks:
+        row, u, w = samples.chunk(begin, end)
+        n = row.shape[0]
+        tent = _tent(u)
+        w4 = value.new_empty(n, 2, 2, t)  # (y corner, x corner)
+        torch.mul((tent[:, 1] * w)[:, None], tent[None, :, 0], out=w4.permute(1, 2, 0, 3))
+        rows = row[:, None, None] + samples.plan.corner  # [n, 2, 2, T]
+        out[begin * h : end * h] = F.embedding_bag(
+            rows.view(n, 4 * t), table, mode="sum", per_sample_weights=w4.view(n, 4 * t)
+        )
+    return out.view(b, q, h * d)
+
+
+@_attend.register_fake
+def _(value, xy, weights, shapes, points, normalized):
+    return value.new_empty(value.shape[0], xy.shape[1], value.shape[2] * value.shape[3])
+
+
+@torch.library.custom_op("zoo_kernels::ms_deform_attention_eager_backward", mutates_args=())
+def _attend_backward(
+    grad: Tensor,
+    value: Tensor,
+    xy: Tensor,
+    weights: Tensor,
+    shapes: Sequence[int],
+    points: Sequence[int],
+    normalized: bool,
+    need_value: bool,
+    need_samples: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    b, s, h, d = value.shape
+    q, t = xy.shape[1], xy.shape[3]
+    samples = _Samples(value, xy, weights, list(shapes), list(points), normalized)
+    dtype, plan = samples.dtype, samples.plan
+    table, g = value.reshape(b * s * h, d), grad.reshape(b * q * h, d).to(dtype)
+    grad_xy = xy.new_empty(xy.shape if need_samples else 0)
+    grad_weights = weights.new_empty(weights.shape if need_samples else 0)
+    top_left = torch.empty(b * q * h * t if need_value else 0, dtype=samples.index, device=value.device)
+    corner_weights = torch.empty(4, b * q * h * t if need_value else 0, dtype=dtype, device=value.device)
+    for begin, end in samples.chunks:
+        row, u, w = samples.chunk(begin, end)
+        n, part = row.shape[0], slice(begin * h, end * h)
+        tent = _tent(u)
+        if need_value:
+            flat = slice(begin * h * t, end * h * t)
+            top_left[flat] = row.view(-1)
+            out = corner_weights[:, flat].view(2, 2, n, t)
+            torch.mul((tent[:, 1] * w)[:, None], tent[None, :, 0], out=out)
+        if need_samples:
+            rows = (row[:, None, None] + plan.corner).view(-1)
+            corners = table.index_select(0, rows).to(dtype).view(n, 4 * t, d)
+            # Derivative with respect to the weight of each corner: <grad, value there>, [y corner, x corner, n, T].
+            dot = torch.bmm(g[part].unsqueeze(1), corners.transpose(1, 2)).view(n, 2, 2, t).permute(1, 2, 0, 3)
+            slope = _tent_slope(u)
+            over_y = (dot * tent[:, None, 1]).sum(0)  # [x corner, n, T]
+            over_x = (dot * tent[None, :, 0]).sum(1)  # [y corner, n, T]
+            grad_weights.view(b * q * h, t)[part] = (over_y * tent[:, 0]).sum(0)
+            dxy = torch.stack([(over_y * slope[:, 0]).sum(0), (over_x * slope[:, 1]).sum(0)]).mul_(w)  # [2, n, T]
+            if normalized:
+                dxy.mul_(plan.size)
+            grad_xy.view(b * q * h, t, 2)[part] = dxy.permute(1, 2, 0)
+    if not need_value:
+        return value.new_empty(0), grad_xy, grad_weights
+    levels = list(zip(shapes[::2], shapes[1::2]))
+    grad_value = value_gradient(g, top_left, corner_weights, levels, (b, s, h, d)).to(value.dtype)
+    return grad_value, grad_xy, grad_weights
+
+
+@_attend_backward.register_fake
+def _(grad, value, xy, weights, shapes, points, normalized, need_value, need_samples):
+    return (
+        value.new_empty(value.shape if need_value else 0),
+        xy.new_empty(xy.shape if need_samples else 0),
+        weights.new_empty(weights.shape if need_samples else 0),
+    )
+
+
+def value_gradient(
+    g: Tensor,
+    top_left: Tensor,
+    corner_weights: Tensor,
+    levels: Sequence[tuple[int, int]],
+    shape: tuple[int, int, int, int],
+) -> Tensor:
+    """Scatter of the output's gradient into the levels without atomics, in a fixed order.
+
+    Args:
+        g: ``[N, d]`` gradient of each (batch, query, head).
+        top_left: ``[N*T]`` table row of each sample's top left corner.
+        corner_weights: ``[4, N*T]`` weight of the corners (y, x) = 00, 01, 10, 11.
+        levels: ``(H, W)`` of each level.
+        shape: ``(B, S, h, d)`` of the value.
+
+    Returns:
+        ``[B, S, h, d]`` in the dtype of ``g``.
+    """
+    b, s, h, d = shape
+    rows = b * s * h
+    total = g.new_zeros(b, s, h, d)
+    if top_left.numel() == 0:
+        return total
+    # Sorted by cell, the samples of a cell are a bag of gradients; each corner's bag then moves to its own pixel.
+    order = torch.sort(top_left, stable=top_left.is_cuda).indices
+    counts = torch.bincount(top_left, minlength=rows)
+    begin = counts.cumsum(0).sub_(counts)
+    query = order.div(top_left.numel() // g.shape[0], rounding_mode="floor")  # row of g
+    for corner, w in enumerate(corner_weights):
+        y, x = divmod(corner, 2)
+        bag = F.embedding_bag(query, g, begin, mode="sum", per_sample_weights=w.index_select(0, order))
+        bag, start = bag.view(b, s, h, d), 0
+        for height, width in levels:
+            stop = start + height * width
+            to, of = (m[:, start:stop].view(b, height, width, h, d) for m in (total, bag))
+            to[:, y:, x:] += of[:, : height - y, : width - x]
+            start = stop
+    return total
+
+
+def _setup(ctx, inputs, output):
+    value, xy, weights, ctx.shapes, ctx.points, ctx.normalized = inputs
+    ctx.save_for_backward(value, xy, weights)
+
+
+def _backward(ctx, grad):
+    value, xy, weights = ctx.saved_tensors
+    need_value, need_xy, need_weights = ctx.needs_input_grad[:3]
+    dv, dxy, dw = _attend_backward(
+        grad, value, xy, weights, ctx.shapes, ctx.points, ctx.normalized, need_value, need_xy or need_weights
+    )
+    return dv if need_value else None, dxy if need_xy else None, dw if need_weights else None, None, None, None
+
+
+_attend.register_autograd(_backward, setup_context=_setup)
