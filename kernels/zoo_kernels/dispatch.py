@@ -63,6 +63,13 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+def multiprocessors(device: torch.device) -> int:
+    """Number of multiprocessors of a CUDA device; 132 (H100, H200) for another, where kernels are only built."""
+    if device.type != "cuda":
+        return 132
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def tensors(*args: Any, **kwargs: Any) -> list[torch.Tensor]:
     """The tensors among the arguments of a call, in order."""
     return [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
@@ -156,7 +163,7 @@ class Operator:
 
     def autocasts(self, tensor: torch.Tensor) -> bool:
         """Whether a call on ``tensor`` made now has its float32 arguments cast."""
-        return self.autocast and torch.is_autocast_enabled(tensor.device.type)
+        return self.autocast and tensor.device.type != "meta" and torch.is_autocast_enabled(tensor.device.type)
 
     def __call__(self, *args: Any, backend: str = "auto", **kwargs: Any) -> Any:
         first = next(iter(tensors(*args, **kwargs)), None)
