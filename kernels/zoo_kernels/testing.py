@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -112,3 +113,56 @@ def check_against_reference(
         assert got_g.keys() == want_g.keys()
         for name in want_g:
             assert_close(f"gradient of {name}", got_g[name], want_g[name], dtype)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A small call of an operator's public function that the tests of all operators run.
+
+    A folder's ``cases.py`` has ``cases() -> dict[str, Case]``. Each case is compared with the float64 reference (output
+    and every gradient) on every backend and dtype, run twice, on an empty batch, on non-contiguous inputs, compiled
+    with ``fullgraph=True`` and exported. Inputs are float32 and below about 10 000 elements, drawn from a fixed seed.
+
+    Attributes:
+        function: the public function; takes ``backend=``.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        batched: the tensors whose dimension 0 is the batch, by position or name; the empty-batch test cuts them to 0.
+        dtypes: those compared; a case whose equation half precision cannot follow to the tolerance says so here.
+        grads: False where the function has no gradient (routing indices).
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    batched: tuple[int | str, ...] = (0,)
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
+    grads: bool = True
+
+
+@dataclass(frozen=True)
+class BuildCase:
+    """A call, of the size the kernels are made for, whose Triton launches the build guard records and compiles.
+
+    A folder's ``triton.py`` has ``build_cases() -> dict[str, BuildCase]``. The guard calls ``function`` with
+    ``backend="triton"`` on CPU tensors, forward and backward, with every kernel launch replaced by a record of its
+    arguments (:mod:`zoo_kernels.build`); so code around the launches must not depend on what a kernel computes, and
+    must work without a GPU (the number of multiprocessors comes from :func:`zoo_kernels.dispatch.multiprocessors`).
+    Each recorded launch is compiled for sm_80, sm_90 and gfx942, and its sm_90 machine code is checked: no register
+    spills; tensor-core instructions and 16-byte global loads, except in the kernels named here.
+
+    Attributes:
+        function: the public function.
+        args: positional arguments, in the dtype to build for (bfloat16 as a rule).
+        kwargs: keyword arguments.
+        backward: whether to record the backward too.
+        no_tensor_cores: names of kernels that do no matrix product.
+        narrow_loads: names of kernels whose main path has no 16-byte loads, by nature.
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    backward: bool = True
+    no_tensor_cores: tuple[str, ...] = ()
+    narrow_loads: tuple[str, ...] = ()

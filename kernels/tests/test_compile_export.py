@@ -1,0 +1,54 @@
+"""Every operator case under torch.compile(fullgraph=True), torch.export, meta and fake tensors, and autocast."""
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from zoo_kernels.testing import Case
+
+
+def close(got: object, want: object) -> None:
+    got, want = ([t] if isinstance(t, torch.Tensor) else list(t) for t in (got, want))
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-5)
+
+
+class Call(torch.nn.Module):
+    """The tensors of a case are inputs, everything else is fixed."""
+
+    def __init__(self, case: Case):
+        super().__init__()
+        self.function = case.function
+        self.positional = [None if isinstance(a, torch.Tensor) else a for a in case.args]
+        self.at = [i for i, a in enumerate(case.args) if isinstance(a, torch.Tensor)]
+        self.fixed = {k: v for k, v in case.kwargs.items() if not isinstance(v, torch.Tensor)}
+        self.names = [k for k, v in case.kwargs.items() if isinstance(v, torch.Tensor)]
+        self.inputs = (*(case.args[i] for i in self.at), *(case.kwargs[k] for k in self.names))
+
+    def forward(self, *tensors: torch.Tensor) -> object:
+        args = list(self.positional)
+        for i, t in zip(self.at, tensors):
+            args[i] = t
+        return self.function(*args, **self.fixed, **dict(zip(self.names, tensors[len(self.at) :])))
+
+
+def test_compiles_into_one_graph(case: Case) -> None:
+    call = Call(case)
+    torch._dynamo.reset()
+    close(torch.compile(call, fullgraph=True, backend="aot_eager")(*call.inputs), call(*call.inputs))
+
+
+def test_exports(case: Case) -> None:
+    call = Call(case)
+    program = torch.export.export(call, call.inputs, strict=False)
+    close(program.module()(*call.inputs), call(*call.inputs))
+
+
+def test_runs_on_fake_and_meta_tensors(case: Case) -> None:
+    call = Call(case)
+    want = call(*call.inputs)
+    shapes = [t.shape for t in ([want] if isinstance(want, torch.Tensor) else want)]
+    with FakeTensorMode() as mode:
+        fake = call(*(mode.from_tensor(t) for t in call.inputs))
+    meta = call(*(t.to("meta") for t in call.inputs))
+    for out in (fake, meta):
+        assert [t.shape for t in ([out] if isinstance(out, torch.Tensor) else out)] == shapes
