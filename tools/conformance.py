@@ -5,8 +5,8 @@
 
 ``DIR/<system>/<case>.safetensors`` holds an entry (the authors' class or function), its arguments, its state dict,
 inputs and outputs. ``tests/conformance/adapters/<system>.py`` names our counterpart: its
-``run(entry, kwargs, state, inputs)`` gives the outputs, and it sees neither the case's name nor its expected outputs. Exit status: 0 if no case failed, 1 if
-one did, 2 if the arguments make no sense.
+``run(entry, kwargs, state, inputs)`` gives the outputs, and it sees neither the case's name nor the expected outputs.
+Exit status: 0 if no case failed, 1 if one did, 2 if the arguments make no sense.
 
 Tolerance: ``|a - b| / |b|`` (2-norms) at most 1e-5 for one module and 1e-4 for a whole network, which are the entries
 that an adapter lists in ``NETWORKS``; integers and booleans exactly. Nothing changes it for a case.

@@ -184,6 +184,16 @@ def check_arguments(fn: Callable[..., Any], given: Iterable[str], where: str = "
             raise TypeError(f"{at}{label} has no argument {key!r}{hint}")
 
 
+def resolve(kind: Any, registry: Registry) -> Callable[..., Any]:
+    """The builder behind a spec's ``type``: a registered name, a dotted path to a class, or the builder itself."""
+    if not isinstance(kind, str):
+        return kind
+    if "." not in kind:
+        return registry.get(kind)
+    module, _, attribute = kind.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
 def build(spec: Any, registry: Registry, /, **defaults: Any) -> Any:
     """Build from a name, a ``dict(type=name or class, **arguments)``, a class or a ready object.
 
@@ -196,10 +206,6 @@ def build(spec: Any, registry: Registry, /, **defaults: Any) -> Any:
     arguments = {**defaults, **spec}
     if "type" not in arguments:
         raise TypeError(f"a {registry.kind} spec needs a 'type', got {spec!r}")
-    kind = arguments.pop("type")
-    if isinstance(kind, str) and "." in kind:
-        module, _, attribute = kind.rpartition(".")
-        kind = getattr(importlib.import_module(module), attribute)
-    fn = registry.get(kind) if isinstance(kind, str) else kind
+    fn = resolve(arguments.pop("type"), registry)
     check_arguments(fn, arguments, where=registry.kind)
     return fn(**arguments)

@@ -87,8 +87,14 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters besides biases and norms that take no weight decay (position tables, tokens)."""
-        return set()
+        """Names of parameters besides biases and norms that take no weight decay (position tables, tokens).
+
+        A module lists its own in an attribute ``no_decay``.
+        """
+        found = set()
+        for prefix, module in self.named_modules():
+            found |= {f"{prefix}.{name}" if prefix else name for name in getattr(module, "no_decay", ())}
+        return found
 
     # -- what all families share ----------------------------------------------------------------------------------
 

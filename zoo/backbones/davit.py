@@ -4,8 +4,8 @@ Authors' code: https://github.com/dingmyu/davit (MIT). Blocks with window attent
 attention alternate in four stages.
 
 What differs here: tokens stay channels-last maps ``[B, H, W, C]`` throughout; parameters have timm's names (the
-importer maps the authors' both ways); ``mixer`` puts any other mixer in the place of the window attention; ``norm_outputs``
-and ``cpe_act`` are the authors' variations for detection and segmentation.
+importer maps the authors' both ways); ``mixer`` puts any other mixer in the place of the window attention;
+``norm_outputs`` and ``cpe_act`` are the authors' variations for detection and segmentation.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from zoo.backbones.base import Backbone
-from zoo.layers.padding import pad_chw
+from zoo.layers.padding import pad_chw, to_pair
 from zoo.layers.position_encoding import ConvPositionEncoding
-from zoo.registry import MIXERS, build, register_model, variant
+from zoo.mixers.base import build_mixer
+from zoo.registry import register_model, variant
 
 ATTENTION_TYPES = ("spatial", "channel")
 
@@ -32,6 +33,7 @@ class DaViTBlock(nn.Module):
         dim: channels C.
         num_heads: attention heads, or channel groups.
         mixer: spec of the token mixer.
+        input_size: height and width of the map, for mixers with tables of that size.
         mlp_ratio: hidden channels of the MLP over C.
         drop_path: probability of dropping a branch for an image, in training.
         ffn: False leaves the MLP out.
@@ -45,6 +47,7 @@ class DaViTBlock(nn.Module):
         dim: int,
         num_heads: int,
         mixer: Any,
+        input_size: tuple[int, int] = (14, 14),
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
         ffn: bool = True,
@@ -55,7 +58,7 @@ class DaViTBlock(nn.Module):
         super().__init__()
         self.cpe1 = ConvPositionEncoding(dim, act=cpe_act)
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = build(mixer, MIXERS, dim=dim, num_heads=num_heads)
+        self.attn = build_mixer(mixer, dim, num_heads, input_size)
         self.cpe2 = ConvPositionEncoding(dim, act=cpe_act)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps) if ffn else None
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer) if ffn else None
@@ -142,6 +145,7 @@ class DaViT(Backbone):
         norm_outputs: LayerNorm on every map (the authors' form for detection and segmentation); needs num_classes=0.
         head_norm_eps: epsilon of the head's LayerNorm and of the maps'.
         mixer: spec of a mixer in the place of the window attention.
+        input_size: image size that mixers with tables are made for; any other size runs too.
         weight_init: "" (truncated normal for linear layers) or "conv" (normal for convolutions too).
         out_indices: stages whose maps are given; all by default.
         frozen_stages: stem (0) and stages (1 ...) that are not trained; -1 for none.
@@ -166,6 +170,7 @@ class DaViT(Backbone):
         norm_outputs: bool = False,
         head_norm_eps: float = 1e-5,
         mixer: Any = None,
+        input_size: int | tuple[int, int] = 224,
         weight_init: str = "",
         out_indices: Sequence[int] | None = None,
         frozen_stages: int = -1,
@@ -192,17 +197,23 @@ class DaViT(Backbone):
             frozen_stages=frozen_stages,
         )
         self.head_norm_eps = head_norm_eps
-        spatial = mixer or dict(type="window", window_size=window_size, qkv_bias=qkv_bias, rel_pos_bias=False)
+        spatial = (
+            mixer
+            if mixer is not None
+            else dict(type="window", window_size=window_size, qkv_bias=qkv_bias, rel_pos_bias=False)
+        )
         mixers = {"spatial": spatial, "channel": dict(type="channel", qkv_bias=qkv_bias)}
         # The authors count two rates a group, however many blocks it has.
         rates = torch.linspace(0, drop_path_rate, 2 * sum(depths), device="cpu").tolist()
         self.stem = Stem(in_chans, embed_dims[0], patch_size)
         self.stages = nn.ModuleList()
-        for i, (depth, dim, heads) in enumerate(zip(depths, embed_dims, num_heads)):
+        height, width = to_pair(input_size, "input_size")
+        for i, (depth, dim, heads, stride) in enumerate(zip(depths, embed_dims, num_heads, self.stage_strides)):
             first = sum(depths[:i])
+            grid = (-(-height // stride), -(-width // stride))
             groups = [
                 [
-                    DaViTBlock(dim, heads, mixers[t], mlp_ratio, rates[2 * (first + j) + k], ffn, cpe_act)
+                    DaViTBlock(dim, heads, mixers[t], grid, mlp_ratio, rates[2 * (first + j) + k], ffn, cpe_act)
                     for k, t in enumerate(attention_types)
                 ]
                 for j in range(depth)
@@ -279,8 +290,10 @@ class DaViT(Backbone):
 @register_model(task="classification", family="davit", input_size=32)
 @variant(DaViT)
 def davit_nano() -> dict[str, Any]:
-    """For small images (32 x 32): stem of stride 2, three stages, 0.9 M parameters."""
-    return dict(patch_size=2, depths=(1, 1, 1), embed_dims=(48, 96, 160), num_heads=(3, 6, 10), window_size=4)
+    """For small images (32 x 32): stem of stride 2, three stages, 1.0 M parameters."""
+    return dict(
+        input_size=32, patch_size=2, depths=(1, 1, 1), embed_dims=(48, 96, 160), num_heads=(3, 6, 10), window_size=4
+    )
 
 
 @register_model(task="classification", family="davit", input_size=224)

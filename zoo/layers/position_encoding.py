@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from zoo.layers.depthwise import DepthwiseConv
+
 
 class ConvPositionEncoding(nn.Module):
     """``x + act(depthwise_conv(x))`` on ``[B, H, W, C]``.
@@ -16,9 +18,8 @@ class ConvPositionEncoding(nn.Module):
 
     def __init__(self, dim: int, kernel_size: int = 3, act: bool = False):
         super().__init__()
-        self.proj = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.proj = DepthwiseConv(dim, kernel_size)
         self.act = nn.GELU() if act else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        # The permuted view is what torch calls channels-last: neither direction copies.
-        return x + self.act(self.proj(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        return x + self.act(self.proj(x))

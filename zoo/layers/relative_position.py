@@ -27,6 +27,7 @@ class RelativePositionBias(nn.Module):
         num_heads: attention heads.
     """
 
+    no_decay = ("table",)
     index: Tensor
 
     def __init__(self, window: tuple[int, int], num_heads: int):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from zoo.registry import MIXERS, accepted_arguments, build, resolve
 
 
 class Mixer(nn.Module):
@@ -60,6 +64,19 @@ class Mixer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_heads={self.num_heads}"
+
+
+def build_mixer(spec: Any, dim: int, num_heads: int, input_size: tuple[int, int]) -> Mixer:
+    """A mixer from its spec, for a map of ``input_size`` (told to those that have tables of that size).
+
+    Raises:
+        TypeError: the spec is a built module, which several blocks would share without saying so.
+    """
+    if isinstance(spec, nn.Module):
+        raise TypeError(f"mixer={type(spec).__name__}(...) is a built module; give its name, class or dict(type=...)")
+    kind = spec.get("type") if isinstance(spec, dict) else spec
+    sized = kind is not None and "input_size" in accepted_arguments(resolve(kind, MIXERS))[0]
+    return build(spec, MIXERS, dim=dim, num_heads=num_heads, **({"input_size": input_size} if sized else {}))
 
 
 def linear_flops(tokens: int, *layers: nn.Module | None) -> int:

@@ -97,7 +97,8 @@ def _block_config(entry: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def config_from_official(entry: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """A spec for :func:`zoo.registry.build` from the authors' class and its arguments.
 
-    ``img_size``, ``drop_rate`` and ``attn_drop_rate`` have no effect in the authors' constructor, nor here.
+    The authors' ``img_size``, ``drop_rate`` and ``attn_drop_rate`` change nothing in their model, so they are taken and
+    change nothing here.
 
     Raises:
         LookupError: unknown entry.
