@@ -1,7 +1,7 @@
 """Translations between the authors' checkpoints and ours, one module a system.
 
-A module defines ``MODELS`` (the names of our backbone classes that it serves, by entry), ``config_from_official``,
-``convert_state_dict`` and ``revert_state_dict``; all are strict: a key that is missing or left over is an error.
+A module defines ``CHECKPOINTS`` (entry -> names of our backbone classes whose checkpoints it reads),
+``config_from_official``, ``convert_state_dict`` and ``revert_state_dict``; all are strict: a key that is missing or left over is an error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def readings(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[tuple[st
     """The state dict translated by every importer entry that serves this class of model and accepts its keys."""
     for system in systems():
         module = importer(system)
-        for entry, names in getattr(module, "MODELS", {}).items():
+        for entry, names in getattr(module, "CHECKPOINTS", {}).items():
             if type(model).__name__ not in names:
                 continue
             try:

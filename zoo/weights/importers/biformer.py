@@ -20,7 +20,7 @@ BRA = "ops.bra_legacy.BiLevelRoutingAttention"
 BRA_NCHW = "ops.bra_nchw.nchwBRA"
 
 #: our classes that an entry's checkpoints are for
-MODELS = {
+CHECKPOINTS = {
     NETWORK: ("BiFormer",),
     DENSE_NETWORK: ("BiFormer",),
     STL: ("BiFormerSTL",),

@@ -16,6 +16,9 @@ DENSE_NETWORK = "mmdet.models.backbones.davit.DaViT"
 SPATIAL_BLOCK = "timm.models.davit.SpatialBlock"
 CHANNEL_BLOCK = "timm.models.davit.ChannelBlock"
 
+#: our classes that an entry's checkpoints are for
+CHECKPOINTS = {NETWORK: ("DaViT",), DENSE_NETWORK: ("DaViT",)}
+
 _DENSE_DEFAULTS: dict[str, Any] = dict(
     in_chans=3,
     depths=(1, 1, 3, 1),

@@ -16,6 +16,9 @@ from zoo.weights.importers._official import KeyMap, official_arguments, refuse
 #: timm's models that have a counterpart here; those of Florence-2 (``*_fl``) scale the channel attention otherwise
 ENTRIES = ("davit_tiny", "davit_small", "davit_base", "davit_large", "davit_huge", "davit_giant")
 
+#: our classes that an entry's checkpoints are for (the keys of all entries are the same)
+CHECKPOINTS = {"davit_tiny": ("DaViT",)}
+
 _DEFAULTS: dict[str, Any] = dict(
     in_chans=3,
     depths=None,
