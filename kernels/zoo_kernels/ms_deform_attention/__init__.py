@@ -32,8 +32,8 @@ def ms_deform_attention(
 ) -> Tensor:
     """Weighted sum of bilinear samples of multi-scale maps (Deformable DETR, arXiv:2010.04159, eq. 3).
 
-    ``out[b,q,h] = sum_{l,p} weight[b,q,h,l,p] * bilinear(value_l[b,:,h], location[b,q,h,l,p])``. A location is ``(x, y)``
-    in [0, 1] over the whole level; pixel i is centred at ``(i + 0.5) / W``; what lies outside the map counts as zero.
+    ``out[b,q,h] = sum_{l,p} weight[b,q,h,l,p] * bilinear(value_l[b,:,h], location[b,q,h,l,p])``. A location is
+    ``(x, y)`` in [0, 1] over the whole level; pixel i is centred at ``(i + 0.5) / W``; outside the map counts as zero.
 
     Args:
         value: ``[B, S, h, d]``, the levels one after the other, each in raster order; S is the sum of H*W.
@@ -80,7 +80,7 @@ def ms_deform_attention_fused(
     """The same from raw offsets and logits: softmax over all L*P samples and the location arithmetic are inside.
 
     Locations are ``reference + offset / (W_l, H_l)`` for 2-number references (a point) and
-    ``reference_xy + offset / P_l * reference_wh / 2`` for 4-number ones (a box, cx cy w h), arXiv:2010.04159, app. A.2-A.4.
+    ``reference_xy + offset / P_l * reference_wh / 2`` for 4-number ones (a box, cx cy w h); arXiv:2010.04159, sec. 4.
 
     Args:
         value: ``[B, S, h, d]``.
@@ -129,13 +129,13 @@ def _shapes(spatial_shapes: Shapes) -> tuple[tuple[int, int], ...]:
     if isinstance(spatial_shapes, Tensor):
         if torch.compiler.is_compiling():
             raise ValueError(
-                "spatial_shapes is a tensor; under torch.compile and torch.export give (H, W) pairs of ints, which cost "
-                "no host synchronisation"
+                "spatial_shapes is a tensor; under torch.compile and torch.export give (H, W) pairs of ints, which "
+                "cost no host synchronisation"
             )
         if spatial_shapes.is_floating_point() or spatial_shapes.ndim != 2:
             raise ValueError(
-                f"spatial_shapes is a {spatial_shapes.dtype} tensor of shape {tuple(spatial_shapes.shape)}; accepted is "
-                "an integer tensor [L, 2]"
+                f"spatial_shapes is a {spatial_shapes.dtype} tensor of shape {tuple(spatial_shapes.shape)}; accepted "
+                "is an integer tensor [L, 2]"
             )
         spatial_shapes = spatial_shapes.tolist()
     pairs = cast("Sequence[Sequence[int]]", spatial_shapes)

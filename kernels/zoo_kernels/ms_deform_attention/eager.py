@@ -21,8 +21,10 @@ from torch.nn import functional as F
 
 Levels = tuple[tuple[int, int], ...]
 
-#: Rows (query, head) of a chunk times samples: planes of this many numbers stay in a core's cache.
+#: Samples (query, head, level, point) of a chunk: planes of this many numbers stay in a core's cache. The backward has
+#: head_dim numbers more of each.
 _CHUNK = 32768
+_CHUNK_BACKWARD = 4096
 #: A corner that does not exist (level of width 1) is moved this far away, where its tent is zero.
 _FAR = 1e30
 
@@ -96,12 +98,12 @@ def _traceable(value: Tensor, shapes: Levels, pixels: Tensor, weights: Tensor, p
 class _Plan:
     """What depends on the levels only; T samples of a (query, head), axis 0 = x, axis 1 = y."""
 
-    size: Tensor  # [2, 1, T] W and H
+    size: Tensor  # [T * 2] W and H of each sample
     last: Tensor  # [2, 1, T] int: largest left corner
     far: Tensor  # [2, 1, T] distance of the right corner: 1, or _FAR where the level has only one column or row
     row: Tensor  # [T] int: table rows from one line of the level to the next
     base: Tensor  # [h * T] int: table row of the level's first pixel, for each head
-    corner: Tensor  # [2, 2, T] int: table rows from the top left corner to the corner (y, x)
+    corner: Tensor  # [4, T] int: table rows from the top left corner to the corners (y, x) = 00, 01, 10, 11
     minus_half: Tensor
 
 
@@ -125,12 +127,12 @@ def _plan(
     right = [heads if w > 1 else 0 for w in ws]
     below = [w * heads if h > 1 else 0 for h, w in zip(hs, ws)]
     return _Plan(
-        size=floats([[ws], [hs]]),
+        size=floats([n for pair in zip(ws, hs) for n in pair]),
         last=ints([[[max(w - 2, 0) for w in ws]], [[max(h - 2, 0) for h in hs]]]),
         far=floats([[[1.0 if w > 1 else _FAR for w in ws]], [[1.0 if h > 1 else _FAR for h in hs]]]),
         row=ints([w * heads for w in ws]),
         base=ints([starts[i] * heads + head for head in range(heads) for i in of]),
-        corner=ints([[[0] * len(of), right], [below, [r + s for r, s in zip(right, below)]]]),
+        corner=ints([[0] * len(of), right, below, [r + s for r, s in zip(right, below)]]),
         minus_half=floats([-0.5]),
     )
 
@@ -138,7 +140,16 @@ def _plan(
 class _Samples:
     """The samples of all (batch, query) pairs, chunk by chunk: rows of the table and distances to the corners."""
 
-    def __init__(self, value: Tensor, xy: Tensor, weights: Tensor, flat: list[int], points: list[int], normal: bool):
+    def __init__(
+        self,
+        value: Tensor,
+        xy: Tensor,
+        weights: Tensor,
+        flat: Sequence[int],
+        points: Sequence[int],
+        normal: bool,
+        chunk: int,
+    ):
         b, s, self.heads, _ = value.shape
         self.queries, self.samples = xy.shape[1], xy.shape[3]
         self.dtype = _compute_dtype(value, xy, weights)
@@ -150,18 +161,20 @@ class _Samples:
         self.weights = weights.reshape(b * self.queries, self.heads * self.samples)
         self.batch_rows = s * self.heads
         self.batched = b > 1
-        chunk = max(1, _CHUNK // (self.heads * self.samples)) if device == "cpu" else b * self.queries
-        self.chunks = [(i, min(i + chunk, b * self.queries)) for i in range(0, b * self.queries, chunk)]
+        step = max(1, chunk // (self.heads * self.samples)) if device == "cpu" else b * self.queries
+        self.chunks = [(i, min(i + step, b * self.queries)) for i in range(0, b * self.queries, step)]
 
     def chunk(self, begin: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the queries begin..end, n = their (query, head) pairs: top left row [n,T], u [2 corners,2 axes,n,T], w [n,T].
+        """Queries begin..end, n (query, head) pairs: top left row [n,T], u [2 corners,2 axes,n,T], weight [n,T].
 
         u is the signed distance of the sample from the corner, in pixels.
         """
         plan, t = self.plan, self.samples
         n = (end - begin) * self.heads
-        xy = self.xy[begin:end].to(self.dtype).view(n, t, 2).permute(2, 0, 1)  # [2, n, T]
-        p = torch.addcmul(plan.minus_half, xy, plan.size) if self.normal else xy.contiguous()
+        xy = self.xy[begin:end].to(self.dtype).view(n, 2 * t)
+        if self.normal:
+            xy = torch.addcmul(plan.minus_half, xy, plan.size)
+        p = xy.view(n, t, 2).permute(2, 0, 1).contiguous()  # [2, n, T]
         # Conversion truncates, where floor is meant: they differ only below zero, which is clamped away.
         i = p.to(self.index).clamp_(min=0)
         torch.minimum(i, plan.last, out=i)
@@ -174,6 +187,20 @@ class _Samples:
             batch = torch.arange(begin, end, device=row.device).div_(self.queries, rounding_mode="floor")
             row.view(end - begin, -1).add_((batch * self.batch_rows).to(self.index)[:, None])
         return row, u, self.weights[begin:end].to(self.dtype).view(n, t)
+
+    def corner_rows(self, row: Tensor) -> Tensor:
+        """Table rows of the four corners: [n, T] -> [n, 4, T]."""
+        rows = row.new_empty(row.shape[0], 4, row.shape[1])
+        for c in range(4):  # one broadcast over all four is twice as slow: its inner loop has T elements
+            torch.add(row, self.plan.corner[c], out=rows[:, c])
+        return rows
+
+
+def _corner_weights(tent: Tensor, weights: Tensor, out: Tensor) -> None:
+    """Attention times bilinear weight of the corners (y, x) = 00, 01, 10, 11: [n, T] each, into out[c]."""
+    of_y = tent[:, 1] * weights
+    for c in range(4):
+        torch.mul(of_y[c // 2], tent[c % 2, 0], out=out[c])
 
 
 def _tent(u: Tensor) -> Tensor:
@@ -193,15 +220,15 @@ def _attend(
     b, s, h, d = value.shape
     q, t = xy.shape[1], xy.shape[3]
     out = value.new_empty(b * q * h, d)
-    samples = _Samples(value, xy, weights, list(shapes), list(points), normalized)
+    samples = _Samples(value, xy, weights, shapes, points, normalized, _CHUNK)
     table = value.reshape(b * s * h, d)
     for begin, end in samples.chunks:
         row, u, w = samples.chunk(begin, end)
         n = row.shape[0]
         tent = _tent(u)
-        w4 = value.new_empty(n, 2, 2, t)  # (y corner, x corner)
-        torch.mul((tent[:, 1] * w)[:, None], tent[None, :, 0], out=w4.permute(1, 2, 0, 3))
-        rows = row[:, None, None] + samples.plan.corner  # [n, 2, 2, T]
+        w4 = value.new_empty(n, 4, t)
+        _corner_weights(tent, w, w4.transpose(0, 1))
+        rows = samples.corner_rows(row)
         out[begin * h : end * h] = F.embedding_bag(
             rows.view(n, 4 * t), table, mode="sum", per_sample_weights=w4.view(n, 4 * t)
         )
@@ -227,13 +254,16 @@ def _attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     b, s, h, d = value.shape
     q, t = xy.shape[1], xy.shape[3]
-    samples = _Samples(value, xy, weights, list(shapes), list(points), normalized)
+    samples = _Samples(value, xy, weights, shapes, points, normalized, _CHUNK_BACKWARD)
     dtype, plan = samples.dtype, samples.plan
     table, g = value.reshape(b * s * h, d), grad.reshape(b * q * h, d).to(dtype)
     grad_xy = xy.new_empty(xy.shape if need_samples else 0)
     grad_weights = weights.new_empty(weights.shape if need_samples else 0)
     top_left = torch.empty(b * q * h * t if need_value else 0, dtype=samples.index, device=value.device)
     corner_weights = torch.empty(4, b * q * h * t if need_value else 0, dtype=dtype, device=value.device)
+    # One buffer for all chunks: fresh pages would cost more than the gather itself.
+    most = max((end - begin for begin, end in samples.chunks), default=0) * h * 4 * t
+    gathered = table.new_empty(most if need_samples else 0, d)
     for begin, end in samples.chunks:
         row, u, w = samples.chunk(begin, end)
         n, part = row.shape[0], slice(begin * h, end * h)
@@ -241,25 +271,30 @@ def _attend_backward(
         if need_value:
             flat = slice(begin * h * t, end * h * t)
             top_left[flat] = row.view(-1)
-            out = corner_weights[:, flat].view(2, 2, n, t)
-            torch.mul((tent[:, 1] * w)[:, None], tent[None, :, 0], out=out)
+            _corner_weights(tent, w, corner_weights[:, flat].view(4, n, t))
         if need_samples:
-            rows = (row[:, None, None] + plan.corner).view(-1)
-            corners = table.index_select(0, rows).to(dtype).view(n, 4 * t, d)
-            # Derivative with respect to the weight of each corner: <grad, value there>, [y corner, x corner, n, T].
-            dot = torch.bmm(g[part].unsqueeze(1), corners.transpose(1, 2)).view(n, 2, 2, t).permute(1, 2, 0, 3)
-            slope = _tent_slope(u)
-            over_y = (dot * tent[:, None, 1]).sum(0)  # [x corner, n, T]
-            over_x = (dot * tent[None, :, 0]).sum(1)  # [y corner, n, T]
-            grad_weights.view(b * q * h, t)[part] = (over_y * tent[:, 0]).sum(0)
-            dxy = torch.stack([(over_y * slope[:, 0]).sum(0), (over_x * slope[:, 1]).sum(0)]).mul_(w)  # [2, n, T]
+            corners = gathered[: n * 4 * t]
+            torch.index_select(table, 0, samples.corner_rows(row).view(-1), out=corners)
+            corners = corners.to(dtype).view(n, 4 * t, d)
+            # Derivative with respect to the weight of each corner: <grad, value there>; of corner c: dot[:, c], [n, T].
+            dot = torch.bmm(g[part].unsqueeze(1), corners.transpose(1, 2)).view(n, 4, t)
+            (x0, y0), (x1, y1) = tent
+            left = (dot[:, 0] * y0).addcmul_(dot[:, 2], y1)
+            right = (dot[:, 1] * y0).addcmul_(dot[:, 3], y1)
+            above = (dot[:, 0] * x0).addcmul_(dot[:, 1], x1)
+            below = (dot[:, 2] * x0).addcmul_(dot[:, 3], x1)
+            grad_weights.view(b * q * h, t)[part] = (left * x0).addcmul_(right, x1)
+            (dx0, dy0), (dx1, dy1) = _tent_slope(u)
+            dxy = torch.empty(n, t, 2, dtype=dtype, device=value.device)
+            torch.mul((left * dx0).addcmul_(right, dx1), w, out=dxy[..., 0])
+            torch.mul((above * dy0).addcmul_(below, dy1), w, out=dxy[..., 1])
             if normalized:
-                dxy.mul_(plan.size)
-            grad_xy.view(b * q * h, t, 2)[part] = dxy.permute(1, 2, 0)
+                dxy.view(n, 2 * t).mul_(plan.size)
+            grad_xy.view(b * q * h, t, 2)[part] = dxy
     if not need_value:
         return value.new_empty(0), grad_xy, grad_weights
     levels = list(zip(shapes[::2], shapes[1::2]))
-    grad_value = value_gradient(g, top_left, corner_weights, levels, (b, s, h, d)).to(value.dtype)
+    grad_value = value_gradient(g, top_left, corner_weights, plan.corner, levels, (b, s, h, d)).to(value.dtype)
     return grad_value, grad_xy, grad_weights
 
 
@@ -276,6 +311,7 @@ def value_gradient(
     g: Tensor,
     top_left: Tensor,
     corner_weights: Tensor,
+    corner: Tensor,
     levels: Sequence[tuple[int, int]],
     shape: tuple[int, int, int, int],
 ) -> Tensor:
@@ -285,6 +321,7 @@ def value_gradient(
         g: ``[N, d]`` gradient of each (batch, query, head).
         top_left: ``[N*T]`` table row of each sample's top left corner.
         corner_weights: ``[4, N*T]`` weight of the corners (y, x) = 00, 01, 10, 11.
+        corner: ``[4, T]`` table rows from the top left corner to each corner.
         levels: ``(H, W)`` of each level.
         shape: ``(B, S, h, d)`` of the value.
 
@@ -292,25 +329,42 @@ def value_gradient(
         ``[B, S, h, d]`` in the dtype of ``g``.
     """
     b, s, h, d = shape
-    rows = b * s * h
-    total = g.new_zeros(b, s, h, d)
-    if top_left.numel() == 0:
-        return total
-    # Sorted by cell, the samples of a cell are a bag of gradients; each corner's bag then moves to its own pixel.
-    order = torch.sort(top_left, stable=top_left.is_cuda).indices
-    counts = torch.bincount(top_left, minlength=rows)
-    begin = counts.cumsum(0).sub_(counts)
-    query = order.div(top_left.numel() // g.shape[0], rounding_mode="floor")  # row of g
-    for corner, w in enumerate(corner_weights):
-        y, x = divmod(corner, 2)
-        bag = F.embedding_bag(query, g, begin, mode="sum", per_sample_weights=w.index_select(0, order))
-        bag, start = bag.view(b, s, h, d), 0
+    n, t = g.shape[0], corner.shape[1]
+    if n == 0:
+        return g.new_zeros(shape)
+    if n * t < b * s * h:
+        # Few samples: sort all corners, for one pass over the table.
+        rows = (top_left.view(1, n, t) + corner[:, None]).view(-1)
+        return _scatter(g, t, rows, corner_weights.view(1, -1), b * s * h)[0].view(shape)
+    # Many samples: sort the cells only; the bag of each corner then moves to its own pixel.
+    total: Tensor | None = None
+    for c, bag in enumerate(_scatter(g, t, top_left, corner_weights, b * s * h)):
+        bag = bag.view(shape)
+        if total is None:
+            total = bag
+            continue
+        (y, x), start = divmod(c, 2), 0
         for height, width in levels:
             stop = start + height * width
             to, of = (m[:, start:stop].view(b, height, width, h, d) for m in (total, bag))
             to[:, y:, x:] += of[:, : height - y, : width - x]
             start = stop
+    assert total is not None
     return total
+
+
+def _scatter(g: Tensor, per: int, rows: Tensor, weights: Tensor, size: int) -> list[Tensor]:
+    """For each of the weights [K, M]: sum of weight * g over the entries of each row, K times [size, d].
+
+    Entry e belongs to g[e // per], and so on from the start again when g is used up.
+    """
+    order = torch.sort(rows, stable=rows.is_cuda).indices  # one thread or one radix sort: the same order every time
+    counts = torch.bincount(rows, minlength=size)
+    begin = counts.cumsum(0).sub_(counts)
+    of = order.div(per, rounding_mode="floor")
+    if rows.numel() > per * g.shape[0]:
+        of.remainder_(g.shape[0])
+    return [F.embedding_bag(of, g, begin, mode="sum", per_sample_weights=w.index_select(0, order)) for w in weights]
 
 
 def _setup(ctx, inputs, output):
