@@ -73,7 +73,7 @@ def load_weights(
     if strict and not report.exact:
         raise CheckpointError(f"the checkpoint is of another model than {type(model).__name__}\n{report}")
     if not fitting:
-        raise CheckpointError(f"nothing in the checkpoint fits {type(model).__name__}\n{report}")
+        raise CheckpointError(f"nothing fits: the checkpoint is of another model than {type(model).__name__}\n{report}")
     model.load_state_dict(fitting, strict=False)
     return report
 

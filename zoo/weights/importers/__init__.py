@@ -1,7 +1,8 @@
 """Translations between the authors' checkpoints and ours, one module a system.
 
 A module defines ``CHECKPOINTS`` (entry -> names of our backbone classes whose checkpoints it reads),
-``config_from_official``, ``convert_state_dict`` and ``revert_state_dict``; all are strict: a key that is missing or left over is an error.
+``config_from_official``, ``convert_state_dict`` and ``revert_state_dict``. All are strict: a key that is missing or
+left over is an error.
 """
 
 from __future__ import annotations
