@@ -32,6 +32,7 @@ CHECKS = Registry("data format", ("zoo.data",))
 register_check = CHECKS.register
 
 Progress = Callable[[int, int], None]
+_CHUNK = 4096
 
 
 @dataclass
@@ -62,7 +63,7 @@ class CheckReport:
         classes: class names in the order of their indices.
         histogram: split -> class -> number of images.
         sizes: "height" and "width", each min, median, max in pixels, of the readable images; empty if there is none.
-        problems: what is wrong, errors first.
+        problems: what is wrong; :func:`check_folder` puts errors first.
         suggestions: sentences on what to do.
         details: what only this format has.
     """
@@ -85,7 +86,6 @@ class CheckReport:
     def add(self, severity: str, kind: str, message: str, paths: Iterable[str] = ()) -> None:
         """Note a problem."""
         self.problems.append(Problem(severity, kind, message, list(paths)))
-        self.problems.sort(key=lambda p: p.severity != "error")
 
     def of_kind(self, kind: str) -> list[Problem]:
         """The problems of one kind."""
@@ -115,7 +115,9 @@ def check_folder(root: str | os.PathLike, format: str | None = None, **options: 
     if format is None:
         others = (n for n in CHECKS.names() if n != "image_folder")
         format = next((n for n in others if CHECKS.get(n).recognises(root)), "image_folder")  # type: ignore[attr-defined]
-    return CHECKS.get(format).check(root, **options)  # type: ignore[attr-defined]
+    report = CHECKS.get(format).check(root, **options)  # type: ignore[attr-defined]
+    report.problems.sort(key=lambda p: p.severity != "error")
+    return report
 
 
 @dataclass(frozen=True)
@@ -148,10 +150,11 @@ def scan_images(
 
     results = []
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        for done, result in enumerate(pool.map(scan, paths), 1):
-            results.append(result)
-            if progress:
-                progress(done, len(paths))
+        for start in range(0, len(paths), _CHUNK):  # the pool holds one future for each file it was given
+            for result in pool.map(scan, paths[start : start + _CHUNK]):
+                results.append(result)
+                if progress:
+                    progress(len(results), len(paths))
     return results
 
 

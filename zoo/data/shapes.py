@@ -17,6 +17,7 @@ import numpy as np
 
 from zoo.data.base import ImageDataset
 from zoo.data.masks import mask_to_polygons, mask_to_rle
+from zoo.files import write_file
 
 #: The classes, in the order of their indices.
 SHAPE_CLASSES = ("circle", "square", "triangle", "star", "cross", "ring", "semicircle", "arrow")
@@ -170,8 +171,6 @@ class Shapes(ImageDataset):
             raise ValueError(f"segmentation={segmentation!r} is unknown; accepted are 'rle' and 'polygon'")
         encode = mask_to_rle if segmentation == "rle" else mask_to_polygons
         root = Path(out_dir)
-        for name in (self.split, f"semantic_{self.split}", "annotations"):
-            (root / name).mkdir(parents=True, exist_ok=True)
         images, annotations = [], []
         for i in range(len(self)):
             scene = self.scene(i)
@@ -201,11 +200,7 @@ class Shapes(ImageDataset):
             "annotations": annotations,
             "categories": [{"id": i + 1, "name": n, "supercategory": "shape"} for i, n in enumerate(SHAPE_CLASSES)],
         }
-        path = root / "annotations" / f"instances_{self.split}.json"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(content))
-        os.replace(temporary, path)
-        return path
+        return write_file(root / "annotations" / f"instances_{self.split}.json", json.dumps(content))
 
 
 class _Canvas:
@@ -331,6 +326,4 @@ def _write_png(path: Path, image: np.ndarray) -> None:
     ok, data = cv2.imencode(".png", image)
     if not ok:
         raise OSError(f"cannot encode {str(path)!r}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data.tobytes())
-    os.replace(temporary, path)
+    write_file(path, data.tobytes())
