@@ -71,10 +71,15 @@ class HostBlock(nn.Module):
         if prefix is None:
             x = x + self._scaled(self.attn(self.norm1(x)), self._keep(x))
             return x + self._scaled(self.mlp(self.norm2(x)), self._keep(x))
-        y, p = self.norm1(x), self.norm1(prefix)
-        y, p = self.attn(y, p) if self.class_attn is None else (self.attn(y), self.class_attn(p, y))
         keep = self._keep(x)
-        x, prefix = x + self._scaled(y, keep), prefix + self._scaled(p, keep)
+        if self.class_attn is None:
+            y, p = self.attn(self.norm1(x), self.norm1(prefix))
+            x = x + self._scaled(y, keep)
+        else:
+            # The token reads the map after it was mixed, so that the last block's mixer counts.
+            x = x + self._scaled(self.attn(self.norm1(x)), keep)
+            p = self.class_attn(self.norm1(prefix), self.norm1(x))
+        prefix = prefix + self._scaled(p, keep)
         keep = self._keep(x)
         x = x + self._scaled(self.mlp(self.norm2(x)), keep)
         return x, prefix + self._scaled(self.mlp(self.norm2(prefix)), keep)
