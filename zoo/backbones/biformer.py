@@ -109,11 +109,12 @@ class BiFormerTrunk(Backbone):
     stages: nn.ModuleList
     norm: nn.Module | None
     head: nn.Module | None
-    extra_norms: nn.ModuleList | None = None
+    extra_norms: nn.ModuleList | None
 
-    def _finish(self, head_norm: nn.Module | None, extra_norms: bool) -> None:
+    def _finish(self, depth: Sequence[int], head_norm: nn.Module, extra_norms: bool) -> None:
         """Add the head, or the norms of a dense-prediction model, and initialise as the authors do."""
         width = self.stage_channels[-1]
+        self.depth = tuple(depth)
         if extra_norms:
             if self.num_classes:
                 raise ValueError(
@@ -123,6 +124,7 @@ class BiFormerTrunk(Backbone):
             self.norm = self.head = None
             self.extra_norms = nn.ModuleList(LayerNorm2d(c, eps=1e-6) for c in self.stage_channels)
         else:
+            self.extra_norms = None
             self.norm = head_norm
             self.head = nn.Linear(width, self.num_classes) if self.num_classes else nn.Identity()
         self.apply(_init_weights)
@@ -134,7 +136,7 @@ class BiFormerTrunk(Backbone):
         maps = []
         for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
             x = downsample(x).permute(0, 2, 3, 1)  # [B, H, W, C]
-            for block in stage:
+            for block in stage.children():
                 x = self.run_block(block, x)
             x = x.permute(0, 3, 1, 2)  # [B, C, H, W]
             maps.append(x if self.extra_norms is None else self.extra_norms[i](x))
@@ -162,18 +164,17 @@ class BiFormerTrunk(Backbone):
         return [[self.downsample_layers[0]], [self.stages[0]], *later]
 
     def num_layers(self) -> int:
-        return sum(len(stage) for stage in self.stages) + 2
+        return sum(self.depth) + 2
 
     def layer_id(self, name: str) -> int:
-        depths = [len(stage) for stage in self.stages]
         part, *rest = name.split(".")
         if part == "downsample_layers":
-            return 0 if rest[0] == "0" else sum(depths[: int(rest[0])]) + 1
+            return 0 if rest[0] == "0" else sum(self.depth[: int(rest[0])]) + 1
         if part == "stages":
-            return sum(depths[: int(rest[0])]) + int(rest[1]) + 1
+            return sum(self.depth[: int(rest[0])]) + int(rest[1]) + 1
         if part == "extra_norms":
-            return sum(depths[: int(rest[0]) + 1])
-        return sum(depths) + 1
+            return sum(self.depth[: int(rest[0]) + 1])
+        return sum(self.depth) + 1
 
 
 def _init_weights(m: nn.Module) -> None:
@@ -273,7 +274,7 @@ class BiFormer(BiFormerTrunk):
         n = len(embed_dim)
         depth = per_stage("depth", depth, n)
         topks = per_stage("topks", topks, n)
-        qk_dims = [q or d for q, d in zip(per_stage("qk_dims", qk_dims, n), embed_dim)]
+        qk_widths: list[int] = [q or d for q, d in zip(per_stage("qk_dims", qk_dims, n), embed_dim)]
         kv_per_wins = per_stage("kv_per_wins", kv_per_wins, n)
         kv_downsample_ratios = per_stage("kv_downsample_ratios", kv_downsample_ratios, n)
         mlp_ratios = per_stage("mlp_ratios", mlp_ratios, n)
@@ -294,9 +295,9 @@ class BiFormer(BiFormerTrunk):
             if topk > 0:
                 return BiLevelRoutingAttention(
                     dim,
-                    heads_of(qk_dims[i], head_dim),
+                    heads_of(qk_widths[i], head_dim),
                     n_win=n_win,
-                    qk_dim=qk_dims[i],
+                    qk_dim=qk_widths[i],
                     qk_scale=qk_scale,
                     topk=topk,
                     kv_downsample_mode=kv_downsample_mode,
@@ -336,7 +337,7 @@ class BiFormer(BiFormerTrunk):
             )
             for i in range(n)
         )
-        self._finish(nn.BatchNorm2d(embed_dim[-1]), extra_norms)
+        self._finish(depth, nn.BatchNorm2d(embed_dim[-1]), extra_norms)
 
 
 def full_mixer(dim: int, topk: int, side_dwconv: int) -> nn.Module:

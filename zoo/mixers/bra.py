@@ -205,6 +205,7 @@ class BiLevelRoutingAttention(RoutedMixer):
         self.lepe = DepthwiseConv(dim, side_dwconv) if side_dwconv > 0 else None
         self.router = nn.Linear(qk_dim, qk_dim) if param_routing else None
         self.kv_pool = _kv_pool(kv_downsample_mode, kv_per_win, kv_downsample_ratio)
+        self._pooled = (kv_downsample_mode, kv_per_win, kv_downsample_ratio)
 
     def _plan(self, x: Tensor) -> _Plan:
         B, H, W, _ = x.shape
@@ -227,33 +228,35 @@ class BiLevelRoutingAttention(RoutedMixer):
             q_region, k_region = self.router(q_region), self.router(k_region)
         indices, logits = route_regions(q_region, k_region, self.topk, scale=self.scale)
         if self.kv_pool is not None:
-            k, v = self._pool(torch.cat([k, v], dim=-1), size).split([self.qk_dim, self.dim], dim=-1)
+            kv = _pool(self.kv_pool, torch.cat([k, v], dim=-1), size)
+            k, v = kv.split([self.qk_dim, self.dim], dim=-1)
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
         return _Plan(q, k, v, indices, logits, local, size, grid)
-
-    def _pool(self, kv: Tensor, size: tuple[int, int]) -> Tensor:
-        """Pool keys and values [B, R, N, D] of each region to [B, R, Nk, D]."""
-        B, R, _, D = kv.shape
-        try:
-            kv = self.kv_pool(kv.reshape(B * R, *size, D).permute(0, 3, 1, 2))  # [B*R, D, h', w']
-        except RuntimeError as e:
-            raise ValueError(f"regions of {size[0]} x {size[1]} tokens are too small for {self.kv_pool}") from e
-        return kv.flatten(2).transpose(1, 2).reshape(B, R, -1, D)
 
     def flops(self, height: int, width: int) -> int:
         h, w = -(-height // self.n_win), -(-width // self.n_win)
         R, N = self.n_win**2, h * w
-        keys = N
-        if isinstance(self.kv_pool, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
-            keys = self.kv_pool.output_size**2
-        elif self.kv_pool is not None:
-            keys = (h // self.kv_pool.kernel_size) * (w // self.kv_pool.kernel_size)
+        mode, per_win, ratio = self._pooled
+        if mode == "identity":
+            keys = N
+        else:
+            keys = per_win**2 if mode.startswith("ada_") else (h // ratio) * (w // ratio)
         total = R * N * self.qkv_linear.weight.numel() + self._attention_flops(R, N, keys, self.topk, self.qk_dim)
         if self.router is not None:
             total += 2 * R * self.router.weight.numel()
         if self.lepe is not None:
             total += self.lepe.flops(R * N)
         return total + (height * width * self.dim**2 if isinstance(self.wo, nn.Linear) else 0)
+
+
+def _pool(pool: nn.Module, kv: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pool keys and values [B, R, N, D] of each region to [B, R, Nk, D]."""
+    B, R, _, D = kv.shape
+    try:
+        kv = pool(kv.reshape(B * R, *size, D).permute(0, 3, 1, 2))  # [B*R, D, h', w']
+    except RuntimeError as e:
+        raise ValueError(f"regions of {size[0]} x {size[1]} tokens are too small for {pool}") from e
+    return kv.flatten(2).transpose(1, 2).reshape(B, R, -1, D)
 
 
 def _kv_pool(mode: str, per_win: int, ratio: int) -> nn.Module | None:
