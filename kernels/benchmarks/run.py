@@ -13,6 +13,7 @@ into ``kernels/README.md``. The exit status is 1 if an acceptance line was misse
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import importlib.metadata
 import platform
@@ -26,9 +27,11 @@ from typing import Any
 import measure
 import report
 import torch
-from harness import Benchmark, Growth, Implementation, Must, Setup, collect
+from harness import Benchmark, Growth, Implementation, Must, collect
 
 from zoo_kernels.testing import TOLERANCE, rel_error
+
+SHOWN = ("operator", "shape", "mode", "implementation", "microseconds", "ratio", "must", "ok", "message")
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -251,18 +254,7 @@ def main() -> int:
                 continue
             fresh = run_benchmark(restricted(bench, args.mode), device, dtype, args.rounds, limits["copy"])
         for row in fresh:
-            shown_columns = (
-                "operator",
-                "shape",
-                "mode",
-                "implementation",
-                "microseconds",
-                "ratio",
-                "must",
-                "ok",
-                "message",
-            )
-            print(*(str(row[c]) for c in shown_columns if row.get(c) not in (None, "")), sep="  ", flush=True)
+            print(*(str(row[c]) for c in SHOWN if row.get(c) not in (None, "")), sep="  ", flush=True)
         missed += sum(r.get("ok") == "no" for r in fresh)
         rows += fresh
         if keep:
@@ -278,8 +270,6 @@ def restricted(bench: Benchmark, mode: str | None) -> Benchmark:
     """The benchmark with one of its modes only."""
     if mode is None:
         return bench
-    import dataclasses
-
     return dataclasses.replace(bench, modes=tuple(m for m in bench.modes if m == mode))
 
 
