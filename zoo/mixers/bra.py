@@ -335,4 +335,6 @@ class RegionRoutingAttention(RoutedMixer):
         R, N = -(-height // h) * -(-width // w), h * w
         total = height * width * (self.qkv_linear.weight.numel() + self.wo.weight.numel())
         total += self._attention_flops(R, N, N, min(self.topk, R), self.dim)
-        return total + (0 if self.lepe is None else self.lepe.flops(height * width))
+        if self.lepe is not None:
+            total += self.lepe.flops(height * width)
+        return total
