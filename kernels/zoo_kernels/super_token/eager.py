@@ -1,0 +1,86 @@
+"""Super tokens by batched products over cells, pixels last.
+
+A cell's pixels are one matrix [P, C] and its nine tokens another [9, C]; affinities are kept as [9, P], so that the
+softmax runs along a contiguous plane and every product has a long side. Unfold and fold of the token grid are shifts of
+whole rows, first along x and then along y (3 + 3 instead of 9).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def forward(
+    x: Tensor, cell: tuple[int, int], iterations: int, scale: float, eps: float, affinity_grad: bool
+) -> tuple[Tensor, Tensor]:
+    """x [B,H,W,C] -> tokens [B,hh,ww,C], affinity [B,hh,ww,9,ch*cw]."""
+    pixels = _cells(x, cell)  # [B, hh, ww, P, C]
+    tokens = pixels.mean(3)
+    if affinity_grad or not torch.is_grad_enabled() or not x.requires_grad:
+        for _ in range(iterations):
+            affinity = _associate(pixels, tokens, scale)
+            tokens = _update(pixels, affinity, eps)
+        return tokens, affinity
+    with torch.no_grad():
+        for _ in range(iterations - 1):
+            tokens = _update(pixels, _associate(pixels, tokens, scale), eps)
+        affinity = _associate(pixels, tokens, scale)
+    return _update(pixels, affinity, eps), affinity
+
+
+def back_project(tokens: Tensor, affinity: Tensor, cell: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """tokens [B,hh,ww,D], affinity [B,hh,ww,9,P] -> [B,H,W,D]."""
+    b, hh, ww, d = tokens.shape
+    ch, cw = cell
+    affinity = affinity.to(tokens.dtype).view(b * hh * ww, 9, ch * cw)
+    y = torch.bmm(affinity.transpose(1, 2), _unfold(tokens).view(b * hh * ww, 9, d))  # [cells, P, D]
+    y = y.view(b, hh, ww, ch, cw, d).transpose(2, 3).reshape(b, hh * ch, ww * cw, d)
+    return y[:, : size[0], : size[1]].contiguous()
+
+
+def _associate(pixels: Tensor, tokens: Tensor, scale: float) -> Tensor:
+    """Affinity [B,hh,ww,9,P] of pixels [B,hh,ww,P,C] to the nine tokens around them."""
+    b, hh, ww, p, c = pixels.shape
+    near = _unfold(tokens * scale).view(b * hh * ww, 9, c)
+    logits = torch.bmm(near, pixels.view(b * hh * ww, p, c).transpose(1, 2))  # [cells, 9, P]
+    return logits.softmax(1).view(b, hh, ww, 9, p)
+
+
+def _update(pixels: Tensor, affinity: Tensor, eps: float) -> Tensor:
+    """Tokens [B,hh,ww,C]: means of the pixels weighted by affinity."""
+    b, hh, ww, p, c = pixels.shape
+    gathered = torch.bmm(affinity.view(b * hh * ww, 9, p), pixels.view(b * hh * ww, p, c))
+    total = _fold(affinity.sum(-1, dtype=_wide(affinity.dtype)).view(b, hh, ww, 9, 1))
+    return (_fold(gathered.view(b, hh, ww, 9, c)) / (total + eps)).to(pixels.dtype)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _cells(x: Tensor, cell: tuple[int, int]) -> Tensor:
+    """[B,H,W,C] -> [B,hh,ww,ch*cw,C], zeros where cells reach beyond the map."""
+    b, h, w, c = x.shape
+    ch, cw = cell
+    if h % ch or w % cw:
+        x = F.pad(x, (0, 0, 0, -w % cw, 0, -h % ch))
+    hh, ww = x.shape[1] // ch, x.shape[2] // cw
+    return x.reshape(b, hh, ch, ww, cw, c).transpose(2, 3).reshape(b, hh, ww, ch * cw, c)
+
+
+def _unfold(tokens: Tensor) -> Tensor:
+    """The nine tokens around each cell, zeros beyond the grid: [B,hh,ww,C] -> [B,hh,ww,9,C]."""
+    b, hh, ww, c = tokens.shape
+    padded = F.pad(tokens, (0, 0, 1, 1, 1, 1))
+    along_x = torch.stack([padded[:, :, dx : dx + ww] for dx in range(3)], dim=3)  # [B, hh+2, ww, 3, C]
+    return torch.stack([along_x[:, dy : dy + hh] for dy in range(3)], dim=3).view(b, hh, ww, 9, c)
+
+
+def _fold(shares: Tensor) -> Tensor:
+    """Transpose of unfold, what each token is given by the nine cells around it: [B,hh,ww,9,C] -> [B,hh,ww,C]."""
+    b, hh, ww, _, c = shares.shape
+    shares = F.pad(shares.to(_wide(shares.dtype)).view(b, hh, ww, 3, 3, c), (0, 0, 0, 0, 0, 0, 1, 1, 1, 1))
+    along_y = shares[:, 2:, :, 0] + shares[:, 1:-1, :, 1] + shares[:, :-2, :, 2]  # [B, hh, ww+2, 3, C]
+    return along_y[:, :, 2:, 0] + along_y[:, :, 1:-1, 1] + along_y[:, :, :-2, 2]
