@@ -11,7 +11,7 @@ from zoo_kernels.dispatch import Operator
 
 __all__ = ["OPERATOR", "agent_attention"]
 
-OPERATOR = Operator("agent_attention", ("reference", "eager"))
+OPERATOR = Operator("agent_attention", ("reference", "eager"), autocast=True)
 
 
 def agent_attention(
@@ -54,7 +54,7 @@ def agent_attention(
             raise ValueError(f"{name} has shape {tuple(t.shape)}: four dimensions [B, heads, tokens, d] are needed")
         if not t.is_floating_point():
             raise TypeError(f"{name} has dtype {t.dtype}: a floating dtype is needed")
-        if t.dtype != q.dtype:
+        if t.dtype != q.dtype and not OPERATOR.autocasts(q):
             raise TypeError(f"{name} has dtype {t.dtype} but q has {q.dtype}: they must be equal")
         if t.device != q.device:
             raise ValueError(f"{name} is on {t.device} but q is on {q.device}")

@@ -13,7 +13,7 @@ from zoo_kernels.routed_attention.reference import attention_matrix, check_indic
 
 __all__ = ["OPERATOR", "attention_matrix", "check_indices", "route_regions", "routed_attention"]
 
-OPERATOR = Operator("routed_attention", ("reference", "eager"))
+OPERATOR = Operator("routed_attention", ("reference", "eager"), autocast=True)
 
 
 def route_regions(q_region: Tensor, k_region: Tensor, topk: int, *, scale: float) -> tuple[Tensor, Tensor]:
@@ -95,7 +95,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, indices: Tensor, weights: Tensor | N
             raise ValueError(f"{name} has shape {tuple(t.shape)}: five dimensions [B, regions, tokens, heads, d]")
         if not t.is_floating_point():
             raise TypeError(f"{name} has dtype {t.dtype}: a floating dtype is needed")
-        if t.dtype != q.dtype:
+        if t.dtype != q.dtype and not OPERATOR.autocasts(q):
             raise TypeError(f"{name} has dtype {t.dtype} but q has {q.dtype}: they must be equal")
         if t.device != q.device:
             raise ValueError(f"{name} is on {t.device} but q is on {q.device}")
