@@ -15,10 +15,10 @@ import torch
 from zoo_kernels.dispatch import Operator
 
 _BACKENDS = ("reference", "eager")
-OPERATOR = Operator("linear_attention", _BACKENDS)
-INLINE = Operator("linear_attention", _BACKENDS, function="inline")
-MALA = Operator("linear_attention", _BACKENDS, function="mala")
-TAYLOR = Operator("linear_attention", ("reference", "eager"), function="taylor")
+OPERATOR = Operator("linear_attention", _BACKENDS, autocast=True)
+INLINE = Operator("linear_attention", _BACKENDS, function="inline", autocast=True)
+MALA = Operator("linear_attention", _BACKENDS, function="mala", autocast=True)
+TAYLOR = Operator("linear_attention", ("reference", "eager"), function="taylor", autocast=True)
 
 FEATURE_MAPS = ("elu+1", "relu", "exp", "softmax", "identity")
 

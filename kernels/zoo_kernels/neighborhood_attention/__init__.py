@@ -13,8 +13,8 @@ import torch
 
 from zoo_kernels.dispatch import Operator
 
-OPERATOR = Operator("neighborhood_attention", ("reference", "eager"))
-HALO = Operator("neighborhood_attention", ("reference", "eager"), function="halo")
+OPERATOR = Operator("neighborhood_attention", ("reference", "eager"), autocast=True)
+HALO = Operator("neighborhood_attention", ("reference", "eager"), function="halo", autocast=True)
 
 __all__ = ["HALO", "OPERATOR", "halo_attention", "neighborhood_attention"]
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch._guards import detect_fake_mode
 
 from zoo_kernels.neighborhood_attention.tiles import Plan, make_plan
 
@@ -52,17 +53,17 @@ def tables(geometry: tuple[Any, ...], device: torch.device, dtype: torch.dtype |
     """The plan's tensors, cached; constants of the graph under torch.compile and torch.export."""
     if torch.compiler.is_compiling():
         return _constant_tables(*geometry, str(device), dtype)
+    if detect_fake_mode() is not None:  # a mode that takes no real tensor, and whose own must not outlive it
+        return _to_tensors(make_plan(*geometry), device, dtype)
     key = (*geometry, device, dtype)
     found = _tables.get(key)
     if found is None:
         # Not inference tensors, which a later training step could not save for its backward.
         with torch.inference_mode(False):
             found = _to_tensors(make_plan(*geometry), device, dtype)
-        # A tensor of a subclass belongs to a tracing mode (fake, functional) and must not outlive it.
-        if all(type(t) is torch.Tensor for t in found):
-            if len(_tables) >= CACHED:
-                _tables.pop(next(iter(_tables)))
-            _tables[key] = found
+        if len(_tables) >= CACHED:
+            _tables.pop(next(iter(_tables)))
+        _tables[key] = found
     return found
 
 
@@ -144,12 +145,15 @@ def halo(
 
     q_t = q.reshape(B, ny, by, nx, by, heads, d).permute(0, 1, 3, 5, 2, 4, 6)  # [B, ny, nx, h, y, x, d]
     q_t = q_t.reshape(B * ny * nx, heads, by, by, d)
+    # Relative logits in float32 at least: what half precision loses on a logit, the softmax multiplies.
+    wide = torch.promote_types(q.dtype, torch.float32)
+    q_w = q_t.to(wide)
     rel = torch.arange(win, device=q.device) - torch.arange(by, device=q.device)[:, None] + win - 1  # [y, Y]
     mask = None
     if rel_height is not None:
-        mask = torch.einsum("thyxd,yYd->thyxY", q_t, rel_height[rel])[..., None]
+        mask = torch.einsum("thyxd,yYd->thyxY", q_w, rel_height.to(wide)[rel])[..., None]
     if rel_width is not None:
-        across = torch.einsum("thyxd,xXd->thyxX", q_t, rel_width[rel])[..., None, :]
+        across = torch.einsum("thyxd,xXd->thyxX", q_w, rel_width.to(wide)[rel])[..., None, :]
         mask = across if mask is None else mask + across
     if mask is not None:
         mask = mask.expand(-1, -1, -1, -1, win, win).reshape(-1, heads, by * by, win * win)
