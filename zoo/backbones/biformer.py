@@ -7,7 +7,7 @@ default, and does nothing where sizes divide), ``qk_dims`` default to the widths
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -101,32 +101,33 @@ class BiFormerBlock(nn.Module):
 class BiFormerTrunk(Backbone):
     """What BiFormer and its Swin-layout form share: the loop over the stages, the head, the layer groups.
 
-    ``downsample_layers[i]`` leads to ``stages[i]``; ``norm`` and ``head`` make the classifier. With ``extra_norms``
-    there are none of them, and instead a norm for the map of each stage, which only the output goes through.
+    ``downsample_layers[i]`` leads to ``stages[i]``; ``norm`` and ``head`` make the classifier (both identities when
+    ``num_classes`` is 0). With ``extra_norms`` the map of each stage goes through a norm when it is put out, and only
+    then.
     """
 
     downsample_layers: nn.ModuleList
     stages: nn.ModuleList
-    norm: nn.Module | None
-    head: nn.Module | None
+    norm: nn.Module
+    head: nn.Module
     extra_norms: nn.ModuleList | None
 
-    def _finish(self, depth: Sequence[int], head_norm: nn.Module, extra_norms: bool) -> None:
+    def _finish(self, depth: Sequence[int], head_norm: Callable[[int], nn.Module], extra_norms: bool) -> None:
         """Add the head, or the norms of a dense-prediction model, and initialise as the authors do."""
-        width = self.stage_channels[-1]
+        if extra_norms and self.num_classes:
+            raise ValueError(
+                f"extra_norms=True is for dense prediction, without a classifier: num_classes={self.num_classes} "
+                "must be 0"
+            )
         self.depth = tuple(depth)
+        self.head_norm = head_norm
+        self.norm = self.head = nn.Identity()
+        self.extra_norms = None
         if extra_norms:
-            if self.num_classes:
-                raise ValueError(
-                    f"extra_norms=True is for dense prediction, without a classifier: num_classes={self.num_classes} "
-                    "must be 0"
-                )
-            self.norm = self.head = None
             self.extra_norms = nn.ModuleList(LayerNorm2d(c, eps=1e-6) for c in self.stage_channels)
-        else:
-            self.extra_norms = None
-            self.norm = head_norm
-            self.head = nn.Linear(width, self.num_classes) if self.num_classes else nn.Identity()
+        elif self.num_classes:
+            self.norm = head_norm(self.num_features)
+            self.head = nn.Linear(self.num_features, self.num_classes)
         self.apply(_init_weights)
         self.freeze()
 
@@ -143,21 +144,22 @@ class BiFormerTrunk(Backbone):
         return maps, x
 
     def forward_head(self, trunk: Tensor) -> Tensor:
-        if self.norm is None or self.head is None:
-            raise TypeError("a model with extra_norms=True has no classifier; its features are its output")
         return self.head(self.norm(trunk).mean((2, 3)))
 
     def reset_classifier(self, num_classes: int) -> None:
-        if self.head is None:
+        if self.extra_norms is not None:
             raise TypeError("a model with extra_norms=True has no classifier to replace")
         if num_classes < 0:
             raise ValueError(f"num_classes={num_classes}: accepted are 0 (features) and above")
         self.num_classes = num_classes
-        old = next(iter(self.stages[-1].parameters()))
-        self.head = nn.Identity()
-        if num_classes:
-            self.head = nn.Linear(self.num_features, num_classes, device=old.device, dtype=old.dtype)
-            _init_weights(self.head)
+        if not num_classes:
+            self.norm = self.head = nn.Identity()
+            return
+        like = next(self.stages[-1].parameters())
+        if isinstance(self.norm, nn.Identity):
+            self.norm = self.head_norm(self.num_features).to(like).train(self.training)
+        self.head = nn.Linear(self.num_features, num_classes).to(like)
+        _init_weights(self.head)
 
     def stage_modules(self) -> list[list[nn.Module]]:
         later = [[self.downsample_layers[i], self.stages[i]] for i in range(1, len(self.stages))]
@@ -337,7 +339,7 @@ class BiFormer(BiFormerTrunk):
             )
             for i in range(n)
         )
-        self._finish(depth, nn.BatchNorm2d(embed_dim[-1]), extra_norms)
+        self._finish(depth, nn.BatchNorm2d, extra_norms)
 
 
 def full_mixer(dim: int, topk: int, side_dwconv: int) -> nn.Module:

@@ -153,7 +153,7 @@ class BiFormerSTL(BiFormerTrunk):
             )
             for i in range(n)
         )
-        self._finish(depth, make_head_norm(embed_dim[-1]), extra_norms)
+        self._finish(depth, make_head_norm, extra_norms)
 
 
 def _norm(name: str, norm: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:

@@ -333,7 +333,7 @@ class RegionRoutingAttention(RoutedMixer):
     def flops(self, height: int, width: int) -> int:
         h, w = self._size(height, width)
         R, N = -(-height // h) * -(-width // w), h * w
-        total = height * width * (self.qkv_linear.weight.numel() + self.wo.weight.numel())
+        total = height * width * (self.qkv_linear.weight.numel() + self.dim**2)
         total += self._attention_flops(R, N, N, min(self.topk, R), self.dim)
         if self.lepe is not None:
             total += self.lepe.flops(height * width)

@@ -169,6 +169,12 @@ def _no_checkpointing(entry: str, a: Mapping[str, Any]) -> None:
         )
 
 
+def _classes(entry: str, a: Mapping[str, Any]) -> int:
+    if a["num_classes"] < 1:
+        raise refuse(entry, "num_classes", a["num_classes"], "1 and above (features have no head norm here)")
+    return a["num_classes"]
+
+
 def _network_config(entry: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     dense = entry == DENSE_NETWORK
     a = official_arguments(entry, kwargs, {**_NETWORK_DEFAULTS, "pretrained": None} if dense else _NETWORK_DEFAULTS)
@@ -183,7 +189,7 @@ def _network_config(entry: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         raise refuse(entry, "qk_dims", a["qk_dims"], "a number for each stage")
     return dict(
         type="zoo.backbones.biformer.BiFormer",
-        num_classes=0 if dense else a["num_classes"],
+        num_classes=0 if dense else _classes(entry, a),
         extra_norms=dense,
         **{
             k: a[k]
@@ -222,6 +228,7 @@ def _stl_config(entry: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     head_norm = a["pre_head_norm_layer"]
     return dict(
         type="zoo.backbones.biformer_stl.BiFormerSTL",
+        num_classes=_classes(entry, a),
         routing="bra" if entry == STL else "bra_nchw",
         auto_pad=False,
         drop_remainder=True,
@@ -231,7 +238,6 @@ def _stl_config(entry: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
             k: a[k]
             for k in [
                 "in_chans",
-                "num_classes",
                 "depth",
                 "embed_dim",
                 "head_dim",
