@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from zoo.backbones.base import Backbone
+from zoo.layers.drop_path import DropPath
+from zoo.layers.mlp import Mlp
 from zoo.layers.padding import pad_chw, to_pair
 from zoo.layers.position_encoding import ConvPositionEncoding
 from zoo.mixers.base import build_mixer
@@ -229,7 +230,7 @@ class DaViT(Backbone):
     def _init_weights(self, scheme: str) -> None:
         for m in self.modules():
             if isinstance(m, nn.Linear):
-                trunc_normal_(m.weight, std=0.02)
+                nn.init.trunc_normal_(m.weight, std=0.02)
                 if m.bias is not None:
                     nn.init.zeros_(m.bias)
             elif isinstance(m, nn.Conv2d) and scheme == "conv":
@@ -264,7 +265,7 @@ class DaViT(Backbone):
             self.head = Head(self.num_features, num_classes, self.head_norm_eps)
         self.head.fc = nn.Linear(self.num_features, num_classes)
         self.head.to(like.device, like.dtype)
-        trunc_normal_(self.head.fc.weight, std=0.02)
+        nn.init.trunc_normal_(self.head.fc.weight, std=0.02)
         nn.init.zeros_(self.head.fc.bias)
 
     def stage_modules(self) -> list[list[nn.Module]]:

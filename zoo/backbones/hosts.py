@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from zoo.backbones.base import Backbone
 from zoo.layers.class_attention import ClassAttention
+from zoo.layers.drop_path import DropPath
+from zoo.layers.mlp import Mlp
 from zoo.layers.padding import pad_chw, to_pair
 from zoo.layers.position_encoding import ConvPositionEncoding
 from zoo.layers.position_table import PositionTable
@@ -94,7 +95,7 @@ class HostBlock(nn.Module):
 def _init_linear(model: nn.Module) -> None:
     for m in model.modules():
         if isinstance(m, nn.Linear):
-            trunc_normal_(m.weight, std=0.02)
+            nn.init.trunc_normal_(m.weight, std=0.02)
             if m.bias is not None:
                 nn.init.zeros_(m.bias)
 
@@ -185,7 +186,7 @@ class ViT(_Host):
         )
         self._make_head(num_classes)
         if self.cls_token is not None:
-            trunc_normal_(self.cls_token, std=0.02)
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
         _init_linear(self)
         self.freeze()
 

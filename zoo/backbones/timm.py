@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import timm
-from timm.models import group_parameters
 from torch import Tensor, nn
 
 from zoo.backbones.base import Backbone
@@ -44,6 +42,10 @@ class TimmBackbone(Backbone):
         frozen_stages: int = -1,
         **timm_kwargs: Any,
     ):
+        # Here, because importing timm takes longer than importing torch.
+        import timm
+        from timm.models import group_parameters
+
         super().__init__()
         model = timm.create_model(
             model_name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **timm_kwargs

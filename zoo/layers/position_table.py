@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 
@@ -23,7 +22,7 @@ class PositionTable(nn.Module):
     def __init__(self, size: tuple[int, int], dim: int):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(1, *size, dim))
-        trunc_normal_(self.table, std=0.02)
+        nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         table, size = self.table, x.shape[1:3]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 
@@ -36,7 +35,7 @@ class RelativePositionBias(nn.Module):
         self.table = nn.Parameter(torch.zeros((2 * window[0] - 1) * (2 * window[1] - 1), num_heads))
         # Follows from the window, so it is no part of a checkpoint.
         self.register_buffer("index", relative_position_index(window), persistent=False)
-        trunc_normal_(self.table, std=0.02)
+        nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self) -> Tensor:
         n = self.window[0] * self.window[1]

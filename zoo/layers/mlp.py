@@ -1,0 +1,25 @@
+"""The two-layer perceptron of transformer blocks."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Mlp(nn.Module):
+    """Linear, activation, linear over the last dimension.
+
+    Args:
+        dim: channels in and out.
+        hidden: channels in between.
+        act_layer: class of the activation.
+    """
+
+    def __init__(self, dim: int, hidden: int, act_layer: type[nn.Module] = nn.GELU):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = act_layer()
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., C] -> [..., C]``."""
+        return self.fc2(self.act(self.fc1(x)))
