@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,37 +188,57 @@ def _predictor_of_name(name: str, weights: str | os.PathLike[str] | None, option
 
     info = model_info(name)
     weights = resolve_weights(name) if weights is None else weights
-    network, classes, size = create_for_checkpoint(name, weights)
+    recorded = _recorded_config(weights)
+    if recorded is not None:
+        # trained here: its own preprocessing, which need not be the model's usual one
+        return _predictor_of_config(recorded, weights, options, backbone=name)
+    network, classes = create_for_checkpoint(name, weights)
     options = {"classes": classes, **options}
     if info:
         options = {"mean": info.mean, "std": info.std, **options}
-    return Predictor(network, _evaluation(size or (info.input_size if info else 224)), **options)
+    return Predictor(network, _evaluation(info.input_size if info else 224), **options)
 
 
-def _predictor_of_config(config: Any, weights: str | os.PathLike[str] | None, options: dict[str, Any]) -> Predictor:
+def _predictor_of_config(
+    config: Any, weights: str | os.PathLike[str] | None, options: dict[str, Any], backbone: str | None = None
+) -> Predictor:
     from zoo.classification.model import ImageClassifier
-    from zoo.engine.config import check_config, load_config
+    from zoo.data.transforms import build_transforms
+    from zoo.engine.config import load_config
     from zoo.weights.load import load_weights
 
     if weights is None:
         raise ValueError(f"config {config} has no weights of its own; give a checkpoint file as weights")
-    cfg = load_config(config)
-    check_config(cfg)
+    cfg = config if hasattr(config, "model") else load_config(config)
     arguments = {k: v for k, v in cfg.model.to_dict().items() if k != "type"}
+    spec = arguments["backbone"]
+    trained = spec.get("type") if isinstance(spec, dict) else spec
+    if backbone is not None and str(getattr(trained, "__name__", trained)).rpartition(".")[2] != backbone:
+        raise ValueError(f"{weights} was trained with the backbone {trained!r}, not {backbone!r}")
     model = ImageClassifier(**arguments)
     load_weights(model, weights)
-    preprocessor = model.data_preprocessor
-    dataset = cfg.test_dataloader.dataset
-    from zoo.data.transforms import build_transforms
-
+    normalise = model.data_preprocessor
     options = {"classes": checkpoint_classes(weights), **options}
     return Predictor(
         _Logits(model),
-        build_transforms(**dataset.transform.to_dict()),
-        mean=[m / 255 for m in preprocessor.mean.flatten().tolist()],
-        std=[s / 255 for s in preprocessor.std.flatten().tolist()],
+        build_transforms(**cfg.test_dataloader.dataset.transform.to_dict()),
+        mean=[m / 255 for m in normalise.mean.flatten().tolist()],
+        std=[s / 255 for s in normalise.std.flatten().tolist()],
         **options,
     )
+
+
+def _recorded_config(weights: str | os.PathLike[str]) -> Any:
+    """The config that a checkpoint of our runner records, checked, or None."""
+    text = _meta(weights).get("cfg")
+    if not text:
+        return None
+    from zoo.engine.config import load_config
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "recorded.py"
+        file.write_text(text, encoding="utf-8")
+        return load_config(file)
 
 
 class _Logits(nn.Module):
@@ -236,39 +258,41 @@ def _evaluation(size: int) -> Callable[[np.ndarray], np.ndarray]:
     return build_transforms(train=False, size=size)
 
 
-def create_for_checkpoint(name: str, weights: str | os.PathLike[str]) -> tuple[nn.Module, list[str] | None, int | None]:
-    """A model whose classifier has the checkpoint's size, loaded; class names and image side if it records them."""
+def create_for_checkpoint(name: str, weights: str | os.PathLike[str]) -> tuple[nn.Module, list[str] | None]:
+    """A model whose classifier has the checkpoint's size, loaded, and the class names if the file records them."""
     from zoo.api import create_model
     from zoo.weights.load import load_weights
 
     model = create_model(name)
+    last = model.num_layers() - 1
     report = load_weights(model, weights, strict=False)
-    heads = {
-        k: c for k, (m, c) in report.mismatched.items() if model.layer_id(k) == model.num_layers() - 1 and len(m) > 1
-    }
+    heads = [c for k, (m, c) in report.mismatched.items() if model.layer_id(k) == last and len(m) > 1]
     if heads and not report.missing and not report.unexpected:
-        model = create_model(name, num_classes=next(iter(heads.values()))[0])
+        model = create_model(name, num_classes=heads[0][0])
     load_weights(model, weights)
-    return model, checkpoint_classes(weights), None
+    return model, checkpoint_classes(weights)
 
 
 def checkpoint_classes(weights: str | os.PathLike[str]) -> list[str] | None:
     """Class names that a checkpoint of ours records, or None."""
+    names = (_meta(weights).get("dataset_meta") or {}).get("classes")
+    return [str(n) for n in names] if names else None
+
+
+def _meta(weights: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a checkpoint of ours says about itself: ``cfg``, ``dataset_meta`` ...; empty for others."""
     path = Path(weights)
     if path.suffix == ".safetensors":
-        import json
-
         from safetensors import safe_open
 
         with safe_open(path, "pt") as file:
-            names = (file.metadata() or {}).get("classes")
-        return json.loads(names) if names else None
+            recorded = (file.metadata() or {}).get("attnzoo_meta")
+        return json.loads(recorded) if recorded else {}
     from zoo.weights.checkpoint import read_checkpoint
 
     content = read_checkpoint(path)
-    meta = content.get("meta", {}) if isinstance(content, dict) else {}
-    names = (meta.get("dataset_meta") or {}).get("classes")
-    return [str(n) for n in names] if names else None
+    meta = content.get("meta") if isinstance(content, dict) else None
+    return meta if isinstance(meta, dict) else {}
 
 
 def expand(images: Any) -> Iterator[tuple[str, Any]]:

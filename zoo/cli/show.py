@@ -73,13 +73,11 @@ def _flat(value) -> str:
 
 
 def _show_config(args: argparse.Namespace) -> int:
-    from zoo.engine.config import apply_options, check_config, load_config
+    from zoo.engine.config import config_text, load_config
 
-    cfg = load_config(args.model_or_config)
-    apply_options(cfg, args.cfg_options)
-    check_config(cfg)
+    cfg = load_config(args.model_or_config, args.cfg_options)
     if args.json:
         print_json(cfg.to_dict())
     else:
-        print(cfg.pretty_text)
+        print(config_text(cfg), end="")
     return 0

@@ -1,0 +1,88 @@
+"""``zoo train``: from a config, or on one's own folder of images. Several processes: ``torchrun -m zoo.cli train``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+HELP = "train from a config, or on a folder of images of one's own"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", nargs="?", help="config file or name; not with --model")
+    parser.add_argument("--work-dir", help="where logs and checkpoints go (default: work_dirs/<config>)")
+    parser.add_argument("--resume", action="store_true", help="go on from the work directory's last good checkpoint")
+    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast, on CPU and GPU")
+    parser.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
+    parser.add_argument("--seed", type=int, help="of everything; None in the config draws one")
+    parser.add_argument("--deterministic", action="store_true", help="only algorithms that repeat exactly")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the config")
+    own = parser.add_argument_group("own data, instead of a config")
+    own.add_argument("--model", help="model name")
+    own.add_argument("--data", help="folder with one folder of images a class, perhaps below train/ and val/")
+    own.add_argument("--epochs", type=int, help="passes over the data (default: follows from its size)")
+    own.add_argument("--batch-size", type=int)
+    own.add_argument("--size", type=int, help="image side in pixels (default: follows from the images)")
+    own.add_argument("--lr", type=float, help="learning rate")
+    own.add_argument("--weights", help="checkpoint to start from; another classifier is replaced")
+    own.add_argument("--mixer", help="for hosts (vit_*, pyramid_*): the mixer")
+    own.add_argument("--workers", type=int, help="processes that load images")
+
+
+def run(args: argparse.Namespace) -> int:
+    from zoo.engine.config import apply_options, check_config, load_config
+    from zoo.engine.runner import Runner
+
+    if (args.config is None) == (args.model is None and args.data is None):
+        raise ValueError("give a config, or --model and --data")
+    if args.config is None:
+        config = _own_data(args)
+    else:
+        for name in ("epochs", "batch_size", "size", "lr", "weights", "mixer", "workers"):
+            if getattr(args, name) is not None:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} goes with --model and --data; a config takes --cfg-options"
+                )
+        config = load_config(args.config)
+    if args.amp:
+        config.optim_wrapper.type = "zoo.engine.compat.AmpOptimWrapper"
+        config.optim_wrapper.setdefault("dtype", "bfloat16")
+    if args.compile:
+        config.compile = True
+    if args.seed is not None or args.deterministic:
+        chosen = dict(config.get("randomness") or {})
+        chosen |= {"seed": args.seed} if args.seed is not None else {}
+        config.randomness = {**chosen, "deterministic": args.deterministic or chosen.get("deterministic", False)}
+    if args.work_dir:
+        config.work_dir = args.work_dir
+    elif not config.get("work_dir"):
+        config.work_dir = str(Path("work_dirs") / Path(config.filename).stem)
+    apply_options(config, args.cfg_options)
+    config.resume = args.resume or bool(config.get("resume"))
+    if "LOCAL_RANK" in os.environ:
+        config.launcher = "pytorch"
+    check_config(config)
+    runner = Runner.from_cfg(config)
+    runner.train()
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"trained; checkpoints and logs are in {config.work_dir}")
+    return 0
+
+
+def _own_data(args: argparse.Namespace):
+    from zoo.data.check import check_folder
+    from zoo.engine.own_data import own_data_config
+
+    if args.model is None or args.data is None:
+        raise ValueError("own data needs both --model and --data")
+    if int(os.environ.get("RANK", 0)) == 0:
+        from zoo.cli.data import print_report
+
+        report = check_folder(args.data)
+        print_report(report)
+        if any(p.kind in ("no_images", "one_class") for p in report.problems):
+            raise ValueError(f"{args.data} cannot be trained on; see above")
+    names = ("epochs", "batch_size", "size", "lr", "weights", "mixer", "workers", "work_dir")
+    options = {n: getattr(args, n) for n in names}
+    return own_data_config(args.model, args.data, **options, seed=args.seed or 0)
