@@ -65,7 +65,8 @@ def _cut(x: Tensor, window: tuple[int, int], shift: tuple[int, int], pad_value: 
     if pad_value is None:
         label = torch.where(inside[0, :, :, 0].roll((-sh, -sw), (0, 1)), label, -1)
     # [B, n_h, wh, n_w, ww, C] -> [B, n_h * n_w, wh * ww, C]
-    x = x.view(b, height // wh, wh, width // ww, ww, c).transpose(2, 3).reshape(b, -1, wh * ww, c)
+    n = (height // wh) * (width // ww)
+    x = x.view(b, height // wh, wh, width // ww, ww, c).transpose(2, 3).reshape(b, n, wh * ww, c)
     label = label.view(height // wh, wh, width // ww, ww).transpose(1, 2).reshape(-1, wh * ww)
     return x, label
 
@@ -74,7 +75,7 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None, allowed: Tensor, scale: float | None
 ) -> Tensor:
     """q [B, n, Nq, C], k and v [B, n, Nk, C], allowed [n, Nq or 1, Nk] -> [B, n, Nq, C]."""
-    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(2, 3) for t in (q, k, v))  # [B, n, heads, N, d]
+    q, k, v = (t.unflatten(-1, (heads, t.shape[-1] // heads)).transpose(2, 3) for t in (q, k, v))  # [B, n, heads, N, d]
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     logits = scale * (q @ k.transpose(-2, -1))
     if bias is not None:
