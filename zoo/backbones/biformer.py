@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from timm.layers import DropPath, LayerNorm2d, trunc_normal_
 from torch import Tensor, nn
 
 from zoo.backbones.base import Backbone
 from zoo.layers.depthwise import DepthwiseConv
+from zoo.layers.drop_path import DropPath
+from zoo.layers.layer_norm_2d import LayerNorm2d
 from zoo.layers.position_encoding import ConvPositionEncoding
 from zoo.mixers.bra import BiLevelRoutingAttention
 from zoo.mixers.lepe import LePEAttention
@@ -181,7 +182,7 @@ class BiFormerTrunk(Backbone):
 
 def _init_weights(m: nn.Module) -> None:
     if isinstance(m, nn.Linear):
-        trunc_normal_(m.weight, std=0.02)
+        nn.init.trunc_normal_(m.weight, std=0.02)
         if m.bias is not None:
             nn.init.zeros_(m.bias)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from zoo.backbones.biformer import (
@@ -22,6 +21,7 @@ from zoo.backbones.biformer import (
     heads_of,
     per_stage,
 )
+from zoo.layers.layer_norm_2d import LayerNorm2d
 from zoo.layers.padding import pad_chw
 from zoo.mixers.bra import BiLevelRoutingAttention, RegionRoutingAttention
 from zoo.mixers.lepe import LePEAttention

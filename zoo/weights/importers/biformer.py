@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from zoo.layers.layer_norm_2d import LayerNorm2d
 from zoo.weights.importers._official import KeyMap, official_arguments, parse_class, refuse
 
 NETWORK = "models.biformer.BiFormer"
