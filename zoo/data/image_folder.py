@@ -233,9 +233,17 @@ def _read_json(path: Path) -> tuple[list[tuple[str, str | int]], list[str] | Non
         classes = [str(c) for c in content["classes"]] if "classes" in content else None
         content = content["samples"]
     rows = list(content.items()) if isinstance(content, dict) else content
+    if not isinstance(rows, list):
+        raise ValueError(f"annotations {str(path)!r} must hold a list of samples or a dict, not {content!r}")
     pairs: list[tuple[str, str | int]] = []
     for number, row in enumerate(rows):
-        pair = (row.get("path"), row.get("label")) if isinstance(row, dict) else tuple(row)
+        pair = (
+            (row.get("path"), row.get("label"))
+            if isinstance(row, dict)
+            else tuple(row)
+            if isinstance(row, (list, tuple))
+            else ()
+        )
         valid = len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], (int, str))
         if not valid or isinstance(pair[1], bool):
             raise ValueError(f"{str(path)!r} sample {number}: expected a path and a label, got {row!r}")

@@ -1,7 +1,7 @@
 """Decoding of image files to RGB uint8 arrays; a file that cannot be read raises an error that names it.
 
 OpenCV decodes the common case (8-bit and 16-bit grey and RGB files). Pillow reads the headers of every file and decodes
-what OpenCV gets wrong or not at all: CMYK, animated and palette images, rarer containers, and files whose end is
+what OpenCV gets wrong or not at all: CMYK, animated and palette images, TIFF, rarer containers, and files whose end is
 missing (older OpenCV fills the missing part of a JPEG with grey and says nothing).
 """
 
@@ -20,8 +20,8 @@ from PIL import Image, ImageOps
 IMAGE_EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 # Formats that OpenCV decodes like Pillow, apart from the modes excluded below.
-_OPENCV_FORMATS = {"BMP", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP"}
-_OPENCV_MODES = {"1", "L", "LA", "RGB", "RGBA", "I;16", "I;16B", "I;16L"}
+_OPENCV_FORMATS = {"BMP", "JPEG", "MPO", "PNG", "PPM", "WEBP"}
+_OPENCV_MODES = {"1", "L", "LA", "RGB", "RGBA", "I;16", "I;16B"}
 _ORIENTATION = 0x0112
 # EXIF orientation -> the numpy operation that turns the stored image upright.
 _UPRIGHT = {
@@ -120,7 +120,7 @@ def _decode_opened(image: Image.Image, data: bytes, path: str) -> np.ndarray:
 
 
 def _is_plain(image: Image.Image) -> bool:
-    return not getattr(image, "is_animated", False) or image.format in ("MPO", "TIFF")
+    return not getattr(image, "is_animated", False) or image.format == "MPO"
 
 
 def _has_end(image: Image.Image, data: bytes) -> bool:
