@@ -13,7 +13,7 @@ from zoo_kernels.routed_attention.reference import attention_matrix, check_indic
 
 __all__ = ["OPERATOR", "attention_matrix", "check_indices", "route_regions", "routed_attention"]
 
-OPERATOR = Operator("routed_attention", ("reference", "eager"), autocast=True)
+OPERATOR = Operator("routed_attention", ("reference", "eager", "triton"), autocast=True)
 
 
 def route_regions(q_region: Tensor, k_region: Tensor, topk: int, *, scale: float) -> tuple[Tensor, Tensor]:

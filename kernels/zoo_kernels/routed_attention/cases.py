@@ -24,15 +24,15 @@ def cases() -> dict[str, Case]:
         kwargs = {"weights": weights, "scale": scale} if soft else {"scale": scale}
         return Case(routed_attention, (*args, indices), kwargs, batched=(0, 1, 2, 3, *(["weights"] if soft else [])))
 
-    repeated = call(1, 3, 4, 2, 2, 2, (8, 8), 4, soft=False)
+    repeated = call(1, 2, 3, 2, 2, 1, (8, 8), 3, soft=False)
     repeated.args[3][:, :, 1:3] = 2
     return {
-        "rows": call(2, 6, 6, 15, 15, 2, (8, 8), 2, soft=False),
-        "soft": call(2, 4, 4, 9, 9, 3, (8, 8), 3, soft=True),
-        "dense": call(2, 6, 6, 4, 4, 2, (12, 12), 4, soft=False, scale=0.2),
-        "few-queries": call(1, 9, 9, 3, 3, 2, (16, 16), 1, soft=False),
-        "downsampled": call(2, 6, 6, 20, 5, 1, (16, 16), 3, soft=True, scale=0.1),
-        "other-keys": call(1, 5, 7, 6, 18, 2, (12, 20), 3, soft=False),
+        "rows": call(2, 3, 3, 15, 15, 1, (8, 8), 2, soft=False),
+        "soft": call(1, 3, 3, 9, 9, 2, (8, 8), 2, soft=True),
+        "dense": call(1, 3, 3, 4, 4, 2, (12, 12), 2, soft=False, scale=0.2),
+        "few-queries": call(1, 4, 4, 3, 3, 1, (16, 16), 1, soft=False),
+        "downsampled": call(1, 3, 3, 20, 5, 1, (16, 16), 2, soft=True, scale=0.1),
+        "other-keys": call(1, 2, 4, 6, 18, 1, (12, 20), 3, soft=False),
         "repeated": repeated,
         "one-token": call(2, 1, 1, 1, 1, 1, (8, 8), 1, soft=True),
     }
