@@ -14,9 +14,10 @@ from torch import Tensor
 
 from zoo_kernels.dispatch import Operator
 
-__all__ = ["OPERATOR", "ms_deform_attention", "ms_deform_attention_fused"]
+__all__ = ["FUSED", "OPERATOR", "ms_deform_attention", "ms_deform_attention_fused"]
 
 OPERATOR = Operator("ms_deform_attention", ("reference", "eager", "triton"))
+FUSED = Operator("ms_deform_attention", ("reference", "eager", "triton"), function="forward_fused")
 
 Shapes = Sequence[Sequence[int]] | Tensor
 
@@ -114,13 +115,14 @@ def ms_deform_attention_fused(
             f"reference_points has shape {tuple(reference_points.shape)}; its first three sizes must be B={b}, Q={q} "
             f"and L={levels} levels (or 1 for the same reference in every level)"
         )
-    return OPERATOR.load(OPERATOR.choose(backend, value, reference_points, offsets, logits)).forward_fused(
+    return FUSED(
         value,
         shapes,
         reference_points.expand(b, q, levels, reference_points.shape[-1]),
         offsets.reshape(b, q, h, t, 2),
         logits.reshape(b, q, h, t),
         counts,
+        backend=backend,
     )
 
 
