@@ -18,6 +18,7 @@ from zoo.layers.depthwise import DepthwiseConv
 from zoo.layers.drop_path import DropPath
 from zoo.layers.layer_norm_2d import LayerNorm2d
 from zoo.layers.position_encoding import ConvPositionEncoding
+from zoo.layers.stages import drop_path_rates, per_stage
 from zoo.mixers.bra import BiLevelRoutingAttention
 from zoo.mixers.lepe import LePEAttention
 from zoo.registry import register_model, variant
@@ -185,22 +186,6 @@ def _init_weights(m: nn.Module) -> None:
         nn.init.trunc_normal_(m.weight, std=0.02)
         if m.bias is not None:
             nn.init.zeros_(m.bias)
-
-
-def per_stage(name: str, value: Any, stages: int) -> list[Any]:
-    """``value`` for every stage: a sequence of ``stages`` entries stays, anything else is repeated."""
-    if not isinstance(value, (list, tuple)):
-        return [value] * stages
-    if len(value) != stages:
-        raise ValueError(f"{name}={value!r} has {len(value)} entries; the model has {stages} stages")
-    return list(value)
-
-
-def drop_path_rates(rate: float, depth: Sequence[int]) -> list[list[float]]:
-    """Rates of stochastic depth growing linearly with the block, from 0 to ``rate``, split by stage."""
-    total = sum(depth)
-    rates = [rate * i / max(1, total - 1) for i in range(total)]
-    return [rates[sum(depth[:i]) : sum(depth[: i + 1])] for i in range(len(depth))]
 
 
 def heads_of(dim: int, head_dim: int) -> int:

@@ -11,47 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from zoo.backbones.biformer import (
-    BiFormerBlock,
-    BiFormerTrunk,
-    drop_path_rates,
-    full_mixer,
-    heads_of,
-    per_stage,
-)
+from zoo.backbones.biformer import BiFormerBlock, BiFormerTrunk, full_mixer, heads_of
 from zoo.layers.layer_norm_2d import LayerNorm2d
-from zoo.layers.padding import pad_chw
+from zoo.layers.patch_conv import PatchConv
+from zoo.layers.stages import drop_path_rates, per_stage
 from zoo.mixers.bra import BiLevelRoutingAttention, RegionRoutingAttention
 from zoo.mixers.lepe import LePEAttention
 from zoo.registry import register_model, variant
 
 NORMS: dict[str, Callable[..., nn.Module]] = {"BatchNorm2d": nn.BatchNorm2d, "LayerNorm2d": LayerNorm2d}
-
-
-class PatchConv(nn.Conv2d):
-    """Convolution of non-overlapping patches of ``size``; a map that they do not divide is zero-padded or cut.
-
-    Args:
-        in_chans, out_chans: channels.
-        size: side of a patch.
-        drop_remainder: leave out the last rows and columns that make no patch, rather than pad.
-    """
-
-    def __init__(self, in_chans: int, out_chans: int, size: int, drop_remainder: bool = False):
-        super().__init__(in_chans, out_chans, size, size)
-        self.drop_remainder = drop_remainder
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.drop_remainder:
-            x = pad_chw(x, (self.kernel_size[0], self.kernel_size[1]))
-        elif x.shape[2] < self.kernel_size[0] or x.shape[3] < self.kernel_size[1]:
-            raise ValueError(
-                f"a map of {x.shape[2]} x {x.shape[3]} has no patch of {self.kernel_size[0]} x {self.kernel_size[1]}; "
-                "drop_remainder=False pads it"
-            )
-        return super().forward(x)
 
 
 class BiFormerSTL(BiFormerTrunk):
