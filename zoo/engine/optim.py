@@ -172,13 +172,24 @@ class WarmupCosineLR(_ParamScheduler):
         progress = min(1.0, (iteration - self.warmup) / max(1, self.total_iters - self.warmup))
         return self.min_ratio + (1 - self.min_ratio) * (1 + math.cos(math.pi * progress)) / 2
 
-    def _get_value(self) -> list[float]:
+    def step(self) -> None:
+        """Go to the next iteration and set every group's learning rate."""
+        self._global_step += 1
+        self.last_step = self._global_step
         factor = self.factor(self.last_step)
-        return [base * factor for base in self.base_values]
+        for group, base in zip(self.optimizer.param_groups, self.base_values):
+            group["lr"] = base * factor
+        self._last_value = [group["lr"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the schedule stands; its length stays the configured one, so that a run can be prolonged."""
         return {"last_step": self.last_step, "_global_step": self._global_step, "base_values": list(self.base_values)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go to where a schedule stood."""
+        super().load_state_dict(state_dict)
+        self._global_step -= 1
+        self.step()
 
 
 def whole_norm(clip: Any) -> Any:

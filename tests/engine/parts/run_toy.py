@@ -1,0 +1,14 @@
+"""Start a training in its own process: ``python run_toy.py CONFIG WORK_DIR [resume]`` (or under torchrun)."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+
+from zoo.engine.launch import train
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train(sys.argv[1], work_dir=sys.argv[2], resume="resume" in sys.argv[3:])
