@@ -52,8 +52,8 @@ def dense_attention(
         ValueError: a shape, dtype or score that does not fit.
         BackendError: ``backend`` was named and cannot serve the call.
 
-    Sources: Vaswani et al. (arXiv 1706.03762), eq. 1; ReLA: Zhang et al. (arXiv 2104.07012), eq. 6; Cog: Lv et al.
-    (arXiv 2411.07176), eq. 3; normalisation over the queries: Locatello et al. (arXiv 2006.15055), eq. 1.
+    Sources: Vaswani et al. (arXiv 1706.03762), eq. 1; ReLA: Zhang et al. (arXiv 2104.07012); Cog: Lv et al.
+    (arXiv 2411.07176); normalisation over the queries: Locatello et al. (arXiv 2006.15055), section 2.1.
     """
     for name, t in (("q", q), ("k", k), ("v", v)):
         if t.dim() != 4:

@@ -26,7 +26,7 @@ def weights(logits: Tensor, hidden: Tensor, score: str) -> Tensor:
     over = -2 if score == "reversed" else -1
     height = logits.abs() if score == "cog" else logits
     top = height.masked_fill(hidden, float("-inf")).amax(over, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)
-    powers = (height - top.detach()).exp().masked_fill(hidden, 0.0)
+    powers = (height - top.detach()).masked_fill(hidden, float("-inf")).exp()
     total = powers.sum(over, keepdim=True)
     share = powers / total.masked_fill(total == 0, 1.0)
     return share * logits.sign() if score == "cog" else share
