@@ -56,22 +56,23 @@ def fused(
 
 def cases() -> dict[str, Case]:
     """Odd maps and head sizes, one query, an encoder, both kinds of reference, uneven points, large logits."""
-    value, levels, locations, weights = classic(LEVELS, 2, 9, 3, 12, 2)
     powers = ((8, 4), (4, 2), (1, 1))
-    uneven = torch.cat([locations[:, :, :, 0], locations[:, :, :, 1, :1], locations[:, :, :, 4]], dim=3)
-    large = fused(powers, 1, 5, 2, 8, 2, 2)
+    three = (LEVELS[0], LEVELS[1], LEVELS[4])
+    value, _, locations, weights = classic(three, 1, 6, 2, 8, 2)
+    uneven = torch.cat([locations[:, :, :, 0], locations[:, :, :, 1, :1], locations[:, :, :, 2]], dim=3)
+    large = fused(powers, 1, 5, 1, 8, 2, 2)
     every = (0, 2, 3, 4)
     return {
-        "odd": Case(ms_deform_attention, (value, levels, locations, weights), batched=(0, 2, 3)),
+        "odd": Case(ms_deform_attention, classic(LEVELS, 2, 7, 2, 12, 1), batched=(0, 2, 3)),
         "one-query": Case(ms_deform_attention, classic(((5, 3),), 1, 1, 1, 5, 1), batched=(0, 2, 3)),
-        "encoder": Case(ms_deform_attention, classic(((6, 9), (3, 5)), 1, 69, 2, 16, 2), batched=(0, 2, 3)),
+        "encoder": Case(ms_deform_attention, classic(((5, 6), (2, 3)), 1, 36, 1, 32, 1), batched=(0, 2, 3)),
         "uneven-points": Case(
             ms_deform_attention,
-            (value[:, : 7 * 13 + 4 * 5 + 1], (LEVELS[0], LEVELS[1], LEVELS[4]), uneven, weights.flatten(3)[..., :5]),
+            (value, three, uneven, weights.flatten(3)[..., :5]),
             {"points": (2, 1, 2)},
             batched=(0, 2, 3),
         ),
-        "points": Case(ms_deform_attention_fused, fused(powers, 2, 7, 3, 8, 4, 2), batched=every),
-        "boxes": Case(ms_deform_attention_fused, fused(powers, 2, 7, 2, 32, 2, 4), batched=every),
+        "points": Case(ms_deform_attention_fused, fused(powers, 2, 7, 1, 8, 3, 2), batched=every),
+        "boxes": Case(ms_deform_attention_fused, fused(powers, 1, 7, 2, 32, 2, 4), batched=every),
         "large-logits": Case(ms_deform_attention_fused, (*large[:4], large[4] * 5e3), batched=every),
     }
