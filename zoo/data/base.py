@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -71,6 +71,9 @@ class ImageDataset(Dataset):
     Raises:
         ValueError: there is no sample, a label is no class, or ``on_error`` is unknown.
     """
+
+    #: What takes a ``transform`` given as a dict; a config's keys are checked by it.
+    config_parts: ClassVar[dict[str, Any]] = {"transform": "zoo.data.transforms.build_transforms"}
 
     def __init__(
         self,
