@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmengine.model import BaseDataPreprocessor, BaseModel
@@ -85,6 +85,9 @@ class ImageClassifier(BaseModel):
         grad_checkpointing: recompute the backbone's blocks in the backward pass.
         data_preprocessor: arguments of :class:`ClsPreprocessor`, or a ready one.
     """
+
+    #: What takes the dicts among the arguments that have no ``type``; a config is checked by it.
+    config_parts: ClassVar[dict[str, Any]] = {"mixup": BatchMixup, "data_preprocessor": ClsPreprocessor}
 
     def __init__(
         self,

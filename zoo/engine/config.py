@@ -307,7 +307,8 @@ def _parts() -> dict[str, tuple[Callable[..., Any] | None, frozenset[str]]]:
 def check_config(config: Config) -> None:
     """Raise ConfigError for the first key that nothing takes; nothing is built.
 
-    The message names the file, the path of the key, and the nearest key that would be accepted.
+    The message names the file, the path of the key, and the nearest key that would be accepted. A class says what takes
+    the dicts among its arguments that have no ``type`` by ``config_parts = {"argument": class, function or its name}``.
     """
     file = config.filename or "config"
     top = {k: v for k, v in _items(config._cfg_dict, file, "") if k not in getattr(config, "_imported_names", ())}
@@ -319,7 +320,8 @@ def check_config(config: Config) -> None:
         _check(file, key, value)
 
 
-def _check(file: str, path: str, value: Any) -> None:
+def _check(file: str, path: str, value: Any, expected: Any = None) -> None:
+    """Check a value and what is in it; ``expected`` takes the values of a dict that has no ``type``."""
     if isinstance(value, list | tuple):
         for i, item in enumerate(value):
             _check(file, f"{path}.{i}", item)
@@ -330,14 +332,17 @@ def _check(file: str, path: str, value: Any) -> None:
     if not isinstance(value, dict):
         return
     items = dict(_items(value, file, path))
-    _check_names(file, path, items)
+    parts = _check_names(file, path, items, expected)
     for key, item in items.items():
-        _check(file, f"{path}.{key}", item)
+        _check(file, f"{path}.{key}", item, parts.get(key))
 
 
-def _check_names(file: str, path: str, items: dict[str, Any]) -> None:
-    target, more = _parts().get(path, (None, frozenset()))
-    is_part = path in _parts()
+def _check_names(file: str, path: str, items: dict[str, Any], expected: Any) -> dict[str, Any]:
+    """Check the keys of one dict; returns what takes the dicts among its values that have no ``type``."""
+    target, more = _parts().get(path, (expected, frozenset()))
+    is_part = path in _parts() or expected is not None
+    if isinstance(target, str):
+        target = _resolve(file, path, target)
     if path == "train_cfg" and "type" not in items:
         from zoo.engine.loops import EpochTrainLoop, IterTrainLoop
 
@@ -353,16 +358,15 @@ def _check_names(file: str, path: str, items: dict[str, Any]) -> None:
     elif path in ("model", "optim_wrapper.optimizer") or re.fullmatch(r"(custom_hooks|param_scheduler)\.\d+", path):
         raise ConfigError(f"{file}: {path} needs a 'type'")
     if not is_part:
-        return
+        return {}
     names, is_open = accepted_arguments(target) if target is not None else (set(), False)
-    if is_open:
-        return
     names = (names | more) - {"self"}
     for key in items:
-        if key != "type" and key not in names:
+        if key != "type" and not is_open and key not in names:
             label = f" {getattr(target, '__qualname__', target)} has no argument" if target else " unknown key"
             hint = did_you_mean(str(key), names) or f"; accepted are {', '.join(sorted(names))}"
             raise ConfigError(f"{file}: {path}.{key}:{label} {key!r}{hint}")
+    return getattr(getattr(target, "builds", target), "config_parts", {})
 
 
 def _items(value: Any, file: str, path: str) -> Iterable[tuple[str, Any]]:
