@@ -14,7 +14,7 @@ import torch
 
 from zoo_kernels.dispatch import Operator
 
-_BACKENDS = ("reference", "eager")
+_BACKENDS = ("reference", "eager", "triton")
 OPERATOR = Operator("linear_attention", _BACKENDS, autocast=True)
 INLINE = Operator("linear_attention", _BACKENDS, function="inline", autocast=True)
 MALA = Operator("linear_attention", _BACKENDS, function="mala", autocast=True)
@@ -150,7 +150,7 @@ def mala_attention(
     Args:
         q, k: [B, h, N, d], any floating dtype, d even where they are rotated.
         v: [B, h, N, dv].
-        sin, cos: [N, d], both or neither.
+        sin, cos: [N, d], both or neither; in q's dtype or float32. The triton backend gives them no gradient.
         scale: d ** -0.5 if None.
         eps: added to z in the division, >= 0.
         backend: "auto", "reference", "eager" or "triton".
@@ -173,7 +173,10 @@ def mala_attention(
         for name, table in (("sin", sin), ("cos", cos)):
             if tuple(table.shape) != expected:
                 raise ValueError(f"{name} is {tuple(table.shape)}: it must be [tokens, head_dim] = {expected}")
-            _check_same(name, table, q)
+            if table.dtype not in (q.dtype, torch.float32) or table.device != q.device:
+                raise TypeError(
+                    f"{name} is {table.dtype} on {table.device}: it must be q's {q.dtype} or float32, on {q.device}"
+                )
     if eps < 0:
         raise ValueError(f"eps={eps}: it must be >= 0")
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
