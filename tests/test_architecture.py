@@ -26,7 +26,7 @@ FORBIDDEN = {
     "zoo.metrics": ("zoo.engine", "zoo.cli", "zoo.api", "zoo.export"),
 }
 #: the same for what is imported with the module; a function that serves the command line may import more when called
-FORBIDDEN_AT_THE_TOP = {task: ("zoo.engine", "zoo.cli", "zoo.api", "zoo.export") for task in TASKS}
+FORBIDDEN_AT_THE_TOP = dict.fromkeys(TASKS, ("zoo.engine", "zoo.cli", "zoo.api", "zoo.export"))
 
 
 def module_name(path: Path) -> str:
