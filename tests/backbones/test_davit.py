@@ -82,7 +82,7 @@ def test_same_logits_and_maps_as_timm_tiny():
 @pytest.mark.parametrize(
     "kwargs",
     [
-        dict(qkv_bias=False, ffn=False),
+        dict(qkv_bias=False),
         dict(cpe_act=True, down_kernel_size=3, mlp_ratio=2.5),
         dict(attn_types=("channel", "spatial")),
         dict(attn_types=("channel",), window_size=3),
@@ -119,7 +119,7 @@ def test_official_state_dict_maps_both_ways(conformance_dir):
 
 def test_dense_prediction_form():
     # norm_i on every map and GELU in the position encodings; the maps before them are those of the plain model.
-    config = davit.config_from_official(davit.DENSE_NETWORK, dict(depths=(1, 1, 1, 1), cpe_act=True))
+    config = davit.config_from_official(davit.DENSE_NETWORK, dict(embed_dims=(12, 24, 48, 96), cpe_act=True))
     model = randomised(build(config, MODELS))
     names = set(davit.revert_state_dict(davit.DENSE_NETWORK, model.state_dict()))
     assert {"norm0.weight", "norm3.bias", "main_blocks.0.0.1.cpe.1.proj.weight"} <= names
@@ -179,7 +179,7 @@ def test_unknown_official_arguments_and_keys_are_refused():
     ],
 )
 def test_official_arguments_are_honoured(official, ours):
-    config = davit.config_from_official(davit.NETWORK, official)
+    config = davit.config_from_official(davit.NETWORK, {"embed_dims": (12, 24, 48, 96), **official})
     assert {k: config[k] for k in ours} == ours
     build(config, MODELS)
 
@@ -195,6 +195,16 @@ def test_blocks_take_the_authors_arguments():
     assert block.attn.qkv.bias is None  # the authors' default for this block
     with pytest.raises(TypeError, match="dim"):
         davit.config_from_official(davit.CHANNEL_BLOCK, dict(num_heads=2))
+
+
+def test_without_ffn_a_block_is_attention_and_encodings():
+    block = randomised(DaViTBlock(16, 2, dict(type="channel"), ffn=False))
+    x = torch.randn(2, 5, 6, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        y = block.cpe1(x)
+        y = block.cpe2(y + block.attn(block.norm1(y)))
+        torch.testing.assert_close(block(x), y)
+    assert not any("mlp" in k or "norm2" in k for k in block.state_dict())
 
 
 def test_another_mixer_in_the_spatial_blocks():
