@@ -273,7 +273,6 @@ def _parts() -> dict[str, tuple[Callable[..., Any] | None, frozenset[str]]]:
     from mmengine.evaluator import Evaluator
     from mmengine.optim import OptimWrapper
     from mmengine.runner import LogProcessor, Runner
-    from mmengine.visualization import Visualizer
     from torch.utils.data import DataLoader
 
     from zoo.engine.loops import ValLoop
@@ -298,7 +297,6 @@ def _parts() -> dict[str, tuple[Callable[..., Any] | None, frozenset[str]]]:
         "env_cfg.mp_cfg": (None, frozenset({"mp_start_method", "opencv_num_threads"})),
         "env_cfg.dist_cfg": (None, frozenset({"backend", "timeout"})),
         "log_processor": (LogProcessor, frozenset()),
-        "visualizer": (Visualizer, frozenset()),
         "auto_scale_lr": (None, frozenset({"base_batch_size", "enable"})),
         "strategy": (Strategy, frozenset()),
     }
@@ -355,7 +353,9 @@ def _check_names(file: str, path: str, items: dict[str, Any], expected: Any) -> 
             more |= {"priority"}
         if path.startswith("param_scheduler"):
             more |= {"convert_to_iter_based"}
-    elif path in ("model", "optim_wrapper.optimizer") or re.fullmatch(r"(custom_hooks|param_scheduler)\.\d+", path):
+    elif path in ("model", "visualizer", "optim_wrapper.optimizer") or re.fullmatch(
+        r"(custom_hooks|param_scheduler)\.\d+", path
+    ):
         raise ConfigError(f"{file}: {path} needs a 'type'")
     if not is_part:
         return {}
