@@ -11,7 +11,7 @@ from zoo_kernels.dispatch import Operator
 
 __all__ = ["OPERATOR", "agent_attention"]
 
-OPERATOR = Operator("agent_attention", ("reference", "eager"), autocast=True)
+OPERATOR = Operator("agent_attention", ("reference", "eager", "triton"), autocast=True)
 
 
 def agent_attention(

@@ -12,16 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoo_kernels.dispatch import interpreting
 from zoo_kernels.testing import BuildCase
+from zoo_kernels.tiles import LOG2E, block, cast, device_of, dot, unit_stride
 
 #: Largest head width: a tile of keys and one of values stay on chip.
 MAX_HEAD_DIM = 128
-
-LOG2E = 1.4426950408889634
-
-#: Triton's interpreter multiplies the bit patterns of bfloat16; there the operands of a product are widened first.
-WIDEN = tl.constexpr(interpreting())
 
 
 def can_run(
@@ -34,14 +29,6 @@ def can_run(
     if any(t[:1].numel() * max(1, t.stride(-2)) >= 2**31 for t in (q, k, v)):
         return "one sample spans 2**31 elements or more, the kernels address a sample with 32 bits"
     return None
-
-
-@triton.jit
-def _dot(a, b):
-    """a @ b summed in float32; float32 operands are not rounded to tf32."""
-    if WIDEN:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, input_precision="ieee")
 
 
 @triton.jit
@@ -81,7 +68,7 @@ def _forward_kernel(
             mask=valid[:, None] & (dv < DV)[None, :],
             other=0.0,
         )
-        s = _dot(q_MD, tl.trans(k_ND)) * scale
+        s = dot(q_MD, tl.trans(k_ND)) * scale
         if SOFT:
             w = tl.load(weights + region * TOPK + slot, mask=valid, other=0.0)
             s = s * w[None, :]
@@ -92,11 +79,11 @@ def _forward_kernel(
         total = total * keep + tl.sum(p, 1)
         if SOFT:
             p = p * w[None, :]
-        acc = acc * keep[:, None] + _dot(p.to(v_ND.dtype), v_ND)
+        acc = acc * keep[:, None] + dot(cast(p, v_ND.dtype), v_ND)
         top = new_top
     row = (region.to(tl.int64) * NQ + rows) * heads + head
     mask = (rows < NQ)[:, None] & (dv < DV)[None, :]
-    tl.store(out + row[:, None] * DV + dv[None, :], (acc / total[:, None]).to(out.dtype.element_ty), mask=mask)
+    tl.store(out + row[:, None] * DV + dv[None, :], cast(acc / total[:, None], out.dtype.element_ty), mask=mask)
     tl.store(lse + row, top + tl.log2(total), mask=rows < NQ)
 
 
@@ -143,8 +130,8 @@ def _grad_q_kernel(
             mask=valid[:, None] & (dv < DV)[None, :],
             other=0.0,
         )
-        s = _dot(q_MD, tl.trans(k_ND)) * (scale * LOG2)
-        dp = _dot(g_MD, tl.trans(v_ND))
+        s = dot(q_MD, tl.trans(k_ND)) * (scale * LOG2)
+        dp = dot(g_MD, tl.trans(v_ND))
         if SOFT:
             w = tl.load(weights + region * TOPK + slot, mask=valid, other=0.0)
             p = tl.where(valid[None, :], tl.exp2(s * w[None, :] - norm[:, None]), 0.0)
@@ -156,9 +143,9 @@ def _grad_q_kernel(
         else:
             p = tl.where(valid[None, :], tl.exp2(s - norm[:, None]), 0.0)
             ds = p * (dp - share[:, None])
-        acc += _dot(ds.to(k_ND.dtype), k_ND)
+        acc += dot(cast(ds, k_ND.dtype), k_ND)
     mask = (rows < NQ)[:, None] & (dk < DK)[None, :]
-    tl.store(dq + row[:, None] * DK + dk[None, :], (acc * scale).to(dq.dtype.element_ty), mask=mask)
+    tl.store(dq + row[:, None] * DK + dk[None, :], cast(acc * scale, dq.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -202,8 +189,8 @@ def _grad_kv_kernel(
         g_MD = tl.load(grad + row[:, None] * DV + dv[None, :], mask=valid[:, None] & (dv < DV)[None, :], other=0.0)
         norm = tl.load(lse + row, mask=valid, other=0.0)
         share = tl.load(delta + row, mask=valid, other=0.0)
-        s = _dot(k_ND, tl.trans(q_MD)) * (scale * LOG2)  # [BLOCK_N, BLOCK_M]
-        dp = _dot(v_ND, tl.trans(g_MD))
+        s = dot(k_ND, tl.trans(q_MD)) * (scale * LOG2)  # [BLOCK_N, BLOCK_M]
+        dp = dot(v_ND, tl.trans(g_MD))
         if SOFT:
             w = tl.load(weights + entry, mask=valid, other=0.0)
             p = tl.where(valid[None, :], tl.exp2(s * w[None, :] - norm[None, :]), 0.0)
@@ -212,24 +199,20 @@ def _grad_kv_kernel(
         else:
             p = tl.where(valid[None, :], tl.exp2(s - norm[None, :]), 0.0)
             ds = p * (dp - share[None, :])
-        dv_acc += _dot(p.to(g_MD.dtype), g_MD)
-        dk_acc += _dot(ds.to(q_MD.dtype), q_MD)
+        dv_acc += dot(cast(p, g_MD.dtype), g_MD)
+        dk_acc += dot(cast(ds, q_MD.dtype), q_MD)
     row = (region.to(tl.int64) * NK + keys) * heads + head
-    tl.store(dk_out + row[:, None] * DK + dk[None, :], (dk_acc * scale).to(dk_out.dtype.element_ty), mask=k_mask)
-    tl.store(dv_out + row[:, None] * DV + dv[None, :], dv_acc.to(dv_out.dtype.element_ty), mask=v_mask)
-
-
-def _pow2(n: int, low: int, high: int) -> int:
-    return min(high, max(low, triton.next_power_of_2(n)))
+    tl.store(dk_out + row[:, None] * DK + dk[None, :], cast(dk_acc * scale, dk_out.dtype.element_ty), mask=k_mask)
+    tl.store(dv_out + row[:, None] * DV + dv[None, :], cast(dv_acc, dv_out.dtype.element_ty), mask=v_mask)
 
 
 def _tiles(rows: int, columns: int, d: int) -> dict[str, int]:
     """Tile sizes and warps for tiles of ``rows`` kept and ``columns`` walked over; the same for every architecture."""
     most = 64 if d <= 64 else 32
-    BLOCK_M = _pow2(rows, 16, most)
+    BLOCK_M = block(rows, 16, most)
     return {
         "BLOCK_M": BLOCK_M,
-        "BLOCK_N": _pow2(columns, 16, most),
+        "BLOCK_N": block(columns, 16, most),
         "num_warps": 4 if BLOCK_M >= 64 else (2 if BLOCK_M == 32 else 1),  # 64 rows and 4 warps give wgmma
         "num_stages": 2,
     }
@@ -243,18 +226,9 @@ def _shape_arguments(q: Tensor, k: Tensor, v: Tensor, indices: Tensor) -> dict[s
         "NK": k.shape[2],
         "DK": dk,
         "DV": dv,
-        "BLOCK_DK": _pow2(dk, 16, MAX_HEAD_DIM),
-        "BLOCK_DV": _pow2(dv, 16, MAX_HEAD_DIM),
+        "BLOCK_DK": block(dk, 16, MAX_HEAD_DIM),
+        "BLOCK_DV": block(dv, 16, MAX_HEAD_DIM),
     }
-
-
-def _unit_stride(t: Tensor) -> Tensor:
-    return t if t.stride(-1) == 1 else t.contiguous()
-
-
-def _on(t: Tensor) -> torch.cuda.device:
-    """The device of ``t`` as the current one; nothing where there is no CUDA device."""
-    return torch.cuda.device(t.device if t.is_cuda else -1)
 
 
 @torch.library.custom_op("zoo_kernels::routed_attention", mutates_args=())
@@ -267,10 +241,10 @@ def _forward(
     lse = torch.empty(B, R, Nq, h, dtype=torch.float32, device=q.device)
     if out.numel() == 0:
         return out, lse
-    q, k, v, indices = _unit_stride(q), _unit_stride(k), _unit_stride(v), indices.contiguous()
+    q, k, v, indices = unit_stride(q), unit_stride(k), unit_stride(v), indices.contiguous()
     tiles = _tiles(Nq, indices.shape[2] * k.shape[2], max(k.shape[4], dv))
     grid = (B * R * triton.cdiv(Nq, tiles["BLOCK_M"]) * h,)
-    with _on(q):
+    with device_of(q):
         _forward_kernel[grid](
             q, k, v, indices, weights, out, lse, *q.stride()[:4], *k.stride()[:4], *v.stride()[:4], R, h, scale * LOG2E,
             SOFT=weights is not None, **_shape_arguments(q, k, v, indices), **tiles,
@@ -307,14 +281,14 @@ def _backward(
     delta = torch.empty_like(lse)
     if out.numel() == 0:
         return dq.zero_(), dk.zero_(), dv.zero_(), lse.new_zeros(indices.shape if weights is not None else 0)
-    q, k, v, grad, indices = _unit_stride(q), _unit_stride(k), _unit_stride(v), grad.contiguous(), indices.contiguous()
+    q, k, v, grad, indices = unit_stride(q), unit_stride(k), unit_stride(v), grad.contiguous(), indices.contiguous()
     strides = (*q.stride()[:4], *k.stride()[:4], *v.stride()[:4])
     shapes, soft = _shape_arguments(q, k, v, indices), weights is not None
     width = max(k.shape[4], v.shape[4])
     tiles = _tiles(Nq, topk * Nk, width)
     blocks = triton.cdiv(Nq, tiles["BLOCK_M"])
     dw = torch.empty((B, R, h, blocks, topk, Nk) if soft else 0, dtype=torch.float32, device=q.device)
-    with _on(q):
+    with device_of(q):
         _grad_q_kernel[(B * R * blocks * h,)](
             q, k, v, indices, weights, out, grad, lse, delta, dq, dw, *strides, R, h, scale, SOFT=soft, **shapes,
             **tiles,
