@@ -277,7 +277,8 @@ def _attend_backward(
             torch.index_select(table, 0, samples.corner_rows(row).view(-1), out=corners)
             corners = corners.to(dtype).view(n, 4 * t, d)
             # Derivative with respect to the weight of each corner: <grad, value there>; of corner c: dot[:, c], [n, T].
-            dot = torch.bmm(g[part].unsqueeze(1), corners.transpose(1, 2)).view(n, 4, t)
+            with torch.autocast(value.device.type, enabled=False):  # it would round g and the result
+                dot = torch.bmm(g[part].unsqueeze(1), corners.transpose(1, 2)).view(n, 4, t)
             (x0, y0), (x1, y1) = tent
             left = (dot[:, 0] * y0).addcmul_(dot[:, 2], y1)
             right = (dot[:, 1] * y0).addcmul_(dot[:, 3], y1)

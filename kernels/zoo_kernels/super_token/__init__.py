@@ -12,8 +12,8 @@ from zoo_kernels.dispatch import Operator
 
 __all__ = ["BACK_PROJECT", "OPERATOR", "back_project", "super_token"]
 
-OPERATOR = Operator("super_token", ("reference", "eager", "triton"))
-BACK_PROJECT = Operator("super_token", ("reference", "eager", "triton"), function="back_project")
+OPERATOR = Operator("super_token", ("reference", "eager", "triton"), autocast=True)
+BACK_PROJECT = Operator("super_token", ("reference", "eager", "triton"), function="back_project", autocast=True)
 
 
 def super_token(

@@ -34,7 +34,7 @@ def back_project(tokens: Tensor, affinity: Tensor, cell: tuple[int, int], size: 
     """tokens [B,hh,ww,D], affinity [B,hh,ww,9,P] -> [B,H,W,D]."""
     b, hh, ww, d = tokens.shape
     ch, cw = cell
-    affinity = affinity.to(tokens.dtype).view(b * hh * ww, 9, ch * cw)
+    affinity = affinity.to(tokens.dtype).reshape(b * hh * ww, 9, ch * cw)
     y = torch.bmm(affinity.transpose(1, 2), _unfold(tokens).view(b * hh * ww, 9, d))  # [cells, P, D]
     y = y.view(b, hh, ww, ch, cw, d).transpose(2, 3).reshape(b, hh * ch, ww * cw, d)
     return y[:, : size[0], : size[1]].contiguous()
