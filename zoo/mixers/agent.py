@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.layers.depthwise import DepthwiseConv
-from zoo.layers.padding import pad_hwc, to_pair
+from zoo.layers.padding import to_pair
+from zoo.layers.spatial_reduction import SpatialReduction
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.registry import register_mixer
 from zoo_kernels.agent_attention import agent_attention
@@ -290,27 +291,3 @@ class AgentAttention(Mixer):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, num_agents={self.core.num_agents}, sr_ratio={self.sr_ratio}"
-
-
-class SpatialReduction(nn.Module):
-    """PVT's reduction of a map before keys and values: convolution of size and stride ``ratio``, then LayerNorm.
-
-    ``[B, H, W, C] -> [B, H // ratio, W // ratio, C]``; a map smaller than ``ratio`` is zero-padded to it.
-    """
-
-    def __init__(self, dim: int, ratio: int):
-        super().__init__()
-        self.ratio = ratio
-        self.conv = nn.Conv2d(dim, dim, ratio, ratio)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[1] < self.ratio or x.shape[2] < self.ratio:
-            x = pad_hwc(x, (self.ratio, self.ratio))
-        return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-
-    def positions(self, height: int, width: int) -> int:
-        """Positions of the reduced map."""
-        if height < self.ratio or width < self.ratio:
-            height, width = height + -height % self.ratio, width + -width % self.ratio
-        return (height // self.ratio) * (width // self.ratio)

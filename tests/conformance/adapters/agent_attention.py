@@ -1,0 +1,38 @@
+"""Agent Attention's fixtures: the four networks; stages as [B, tokens, C]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.registry import MODELS, build
+from zoo.weights.importers import agent_attention as importer
+
+#: entries that are whole networks
+NETWORKS = (importer.DEIT, importer.PVT, importer.SWIN, importer.CSWIN)
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, H*W, C]"""
+    return x.flatten(2).transpose(1, 2)
+
+
+@torch.no_grad()
+def run(entry: str, kwargs: dict[str, Any], state: dict[str, Tensor], inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """Outputs under the authors' names, computed by our model with the authors' weights."""
+    model = build(importer.config_from_official(entry, kwargs), MODELS).eval()
+    model.load_state_dict(importer.convert_state_dict(entry, state))
+    x = inputs["x"]
+    logits = {"logits": model.forward_classifier(x)}
+    if entry == importer.DEIT:
+        return logits | {f"block{i}": t for i, t in enumerate(model.block_tokens(x)[0])}
+    maps, _ = model.forward_trunk(x)
+    if entry == importer.PVT:
+        return logits | {f"block{i + 1}": _tokens(m) for i, m in enumerate(maps)}
+    if entry == importer.CSWIN:
+        return logits | {f"stage{i + 1}": _tokens(m) for i, m in enumerate(maps)}
+    # the authors' layer ends with the patch merging that leads to the next one
+    merged = [merge(m).flatten(1, 2) for m, merge in zip(maps, model.embeds[1:])]
+    return logits | {f"layer{i}": t for i, t in enumerate([*merged, _tokens(maps[-1])])}

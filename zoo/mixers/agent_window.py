@@ -1,0 +1,84 @@
+"""Agent attention inside windows, as in Agent-Swin (arXiv 2312.08874, section 4.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zoo.layers.padding import pad_hwc
+from zoo.layers.windows import window_partition, window_reverse
+from zoo.mixers.agent import AgentAttention
+from zoo.mixers.base import Mixer
+from zoo.registry import register_mixer
+
+
+@register_mixer(name="agent_window")
+class AgentWindowAttention(AgentAttention):
+    """Agent attention inside windows that tile the map, which may be shifted against it.
+
+    As in the authors' networks a shift is cyclic and nothing is masked: a window at the border gathers tokens from
+    opposite sides of the map, which attend each other. A map that the windows do not tile is padded with zeros at the
+    bottom and right, before the projection; along an axis that fits into one window, the window is that axis, without
+    shift.
+
+    Args:
+        dim: channels C.
+        num_heads: attention heads.
+        window_size: tokens along each side of a window.
+        shift_size: how far windows are shifted along both axes.
+        num_agents: agents of a window, a square number.
+        qkv_bias: bias of the projections to queries, keys and values.
+        whole_map: one window, whatever the size of the map; ``window_size`` then only sizes the position biases.
+
+    Raises:
+        ValueError: a window below 1, or a shift outside 0 to less than the window.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        window_size: int = 7,
+        shift_size: int = 0,
+        num_agents: int = 9,
+        qkv_bias: bool = True,
+        whole_map: bool = False,
+    ):
+        if window_size < 1:
+            raise ValueError(f"window_size={window_size}: accepted are numbers from 1")
+        if not 0 <= shift_size < window_size:
+            raise ValueError(f"shift_size={shift_size}: accepted are 0 to less than window_size={window_size}")
+        super().__init__(dim, num_heads, num_agents, (window_size, window_size), qkv_bias)
+        self.window_size, self.shift_size, self.whole_map = window_size, shift_size, whole_map
+
+    def _window(self, length: int) -> tuple[int, int]:
+        """Window and shift along an axis of ``length``."""
+        if self.whole_map or length <= self.window_size:
+            return length, 0
+        return self.window_size, self.shift_size
+
+    def forward(self, x: Tensor, prefix: Tensor | None = None) -> Tensor:
+        self._check(x, prefix)
+        H, W = x.shape[1:3]
+        (wh, sh), (ww, sw) = self._window(H), self._window(W)
+        x = pad_hwc(x, (wh, ww))
+        height, width = x.shape[1:3]
+        if sh or sw:
+            x = torch.roll(x, (-sh, -sw), (1, 2))
+        windows = window_partition(x, (wh, ww)).flatten(1, 2)  # [B * windows, wh * ww, C]
+        windows = self.forward_tokens(windows, (wh, ww)).unflatten(1, (wh, ww))
+        x = window_reverse(windows, height, width)
+        if sh or sw:
+            x = torch.roll(x, (sh, sw), (1, 2))
+        return x[:, :H, :W]
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        """Not given: raises TypeError."""
+        return Mixer.attention_map(self, x)
+
+    def flops(self, height: int, width: int) -> int:
+        wh, ww = self._window(height)[0], self._window(width)[0]
+        return -(-height // wh) * -(-width // ww) * super().flops(wh, ww)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, window_size={self.window_size}, shift_size={self.shift_size}"
