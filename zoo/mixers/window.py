@@ -32,6 +32,7 @@ class WindowAttention(Mixer):
             different sides of the map's edge do not attend each other.
         qkv_bias: whether the projection to queries, keys and values has a bias.
         rel_pos_bias: whether a learned bias for each offset is added to the logits.
+        qk_scale: factor of the logits; ``head_dim ** -0.5`` by default.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class WindowAttention(Mixer):
         shift_size: int | tuple[int, int] = 0,
         qkv_bias: bool = True,
         rel_pos_bias: bool = True,
+        qk_scale: float | None = None,
     ):
         super().__init__(dim, num_heads)
+        self.scale = qk_scale or self.head_dim**-0.5
         self.window = to_pair(window_size, "window_size")
         self.shift = (shift_size, shift_size) if isinstance(shift_size, int) else tuple(shift_size)
         if len(self.shift) != 2 or any(not 0 <= s < w for s, w in zip(self.shift, self.window)):
@@ -62,14 +65,20 @@ class WindowAttention(Mixer):
             # the projection's bias.
             pad = x.new_zeros(3 * self.dim) if self.qkv.bias is None else self.qkv.bias
             out = window_attention(
-                self.qkv(x), num_heads=self.num_heads, window=self.window, shift=shift, bias=bias, pad_value=pad
+                self.qkv(x),
+                num_heads=self.num_heads,
+                window=self.window,
+                shift=shift,
+                bias=bias,
+                pad_value=pad,
+                scale=self.scale,
             )
             return self.proj(out)
         # On a CPU it is cheaper to cut the windows out of x (C channels) than out of its projection (3C).
         height, width = x.shape[1:3]
         x = pad_hwc(x, self.window)
         qkv = self.qkv(window_partition(x, self.window))  # [B*windows, wh, ww, 3C]
-        out = window_attention(qkv, num_heads=self.num_heads, window=self.window, bias=bias)
+        out = window_attention(qkv, num_heads=self.num_heads, window=self.window, bias=bias, scale=self.scale)
         out = window_reverse(self.proj(out), x.shape[1], x.shape[2])
         return out[:, :height, :width]
 
@@ -92,7 +101,7 @@ class WindowAttention(Mixer):
         x = torch.roll(pad_hwc(x, self.window), (-sh, -sw), (1, 2))
         Hp, Wp = x.shape[1:3]
         qkv = self.qkv(x).reshape(B, Hp * Wp, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        logits = self.head_dim**-0.5 * qkv[0] @ qkv[1].transpose(-1, -2)  # [B, heads, N, N]
+        logits = self.scale * qkv[0] @ qkv[1].transpose(-1, -2)  # [B, heads, N, N]
         rows, columns = torch.arange(Hp, device=x.device), torch.arange(Wp, device=x.device)
         # A token's group: its window, and the side of the wrapped edge that it comes from.
         row_group = 2 * (rows // wh) + (rows >= Hp - sh)
