@@ -1,0 +1,30 @@
+"""The four-stage host with window attention on scikit-learn's handwritten digits, 12 epochs; `make demo` runs it.
+
+Command:   zoo train pyramid-nano_cls_12e_digits
+Hardware:  2 CPU cores
+Time:      @TIME@
+Score:     @SCORE@
+"""
+
+from mmengine.config import read_base
+from timm.loss import LabelSmoothingCrossEntropy
+
+from zoo.backbones.hosts import pyramid_nano
+from zoo.classification.model import ImageClassifier
+from zoo.mixers.window import WindowAttention
+
+with read_base():
+    from .._base_.default_runtime import *
+    from .._base_.digits import *
+    from .._base_.schedule_adamw_cosine import *
+
+model = dict(
+    type=ImageClassifier,
+    backbone=dict(type=pyramid_nano, drop_path_rate=0.05, mixer=dict(type=WindowAttention, window_size=4)),
+    num_classes=10,
+    loss=dict(type=LabelSmoothingCrossEntropy, smoothing=0.1),
+    data_preprocessor=dict(mean=[77.8] * 3, std=[95.9] * 3),
+)
+train_cfg.update(max_epochs=12, val_interval=3)
+param_scheduler.update(warmup_epochs=1)
+optim_wrapper["optimizer"].update(lr=2e-3)

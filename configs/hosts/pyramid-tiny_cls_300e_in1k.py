@@ -1,0 +1,26 @@
+"""pyramid-tiny, ImageNet-1K at 224 pixels, 300 epochs; any mixer by one line.
+
+Command:   torchrun --nproc_per_node 8 -m zoo.cli train pyramid-tiny_cls_300e_in1k --amp
+Hardware:  written for 8 GPUs with 128 images each (global batch 1024)
+Time:      not measured here
+Score:     none: a host of this project's own; not trained here on ImageNet
+"""
+
+from mmengine.config import read_base
+
+from zoo.backbones.hosts import pyramid_tiny
+from zoo.classification.model import ImageClassifier
+from zoo.mixers.softmax import SoftmaxAttention
+
+with read_base():
+    from .._base_.default_runtime import *
+    from .._base_.imagenet import *
+    from .._base_.schedule_in1k_300e import *
+
+model = dict(
+    type=ImageClassifier,
+    backbone=dict(type=pyramid_tiny, drop_path_rate=0.1, mixer=dict(type=SoftmaxAttention)),
+    num_classes=1000,
+    mixup=dict(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1),
+)
+param_scheduler.update(warmup_epochs=5)
