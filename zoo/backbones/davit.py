@@ -291,10 +291,8 @@ class DaViT(Backbone):
 @register_model(task="classification", family="davit", input_size=32)
 @variant(DaViT)
 def davit_nano() -> dict[str, Any]:
-    """For small images (32 x 32): stem of stride 2, three stages, 1.0 M parameters."""
-    return dict(
-        input_size=32, patch_size=2, depths=(1, 1, 1), embed_dims=(48, 96, 160), num_heads=(3, 6, 10), window_size=4
-    )
+    """For small images (32 x 32): three stages, windows of 4 x 4 tokens, 1.0 M parameters."""
+    return dict(input_size=32, depths=(1, 1, 1), embed_dims=(48, 96, 160), num_heads=(3, 6, 10), window_size=4)
 
 
 @register_model(task="classification", family="davit", input_size=224)
