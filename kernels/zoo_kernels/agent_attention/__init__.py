@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from zoo_kernels.agent_attention.reference import attention_matrices
 from zoo_kernels.dispatch import Operator
 
-__all__ = ["OPERATOR", "agent_attention"]
+__all__ = ["OPERATOR", "agent_attention", "attention_matrices"]
 
 OPERATOR = Operator("agent_attention", ("reference", "eager", "triton"), autocast=True)
 
