@@ -8,7 +8,7 @@ from torch import Tensor
 from zoo.layers.padding import pad_hwc
 from zoo.layers.windows import window_partition, window_reverse
 from zoo.mixers.agent import AgentAttention
-from zoo.mixers.base import Mixer
+from zoo.mixers.base import row_normalised
 from zoo.registry import register_mixer
 
 
@@ -72,9 +72,22 @@ class AgentWindowAttention(AgentAttention):
             x = torch.roll(x, (sh, sw), (1, 2))
         return x[:, :H, :W]
 
+    @torch.no_grad()
     def attention_map(self, x: Tensor) -> Tensor:
-        """Not given: raises TypeError."""
-        return Mixer.attention_map(self, x)
+        """``[B, heads, H*W, H*W]``: zero outside the window; what padded tokens took is shared out over the row."""
+        self._check(x)
+        B, H, W, _ = x.shape
+        (wh, sh), (ww, sw) = self._window(H), self._window(W)
+        x = torch.roll(pad_hwc(x, (wh, ww)), (-sh, -sw), (1, 2))
+        Hp, Wp = x.shape[1:3]
+        inside = super().attention_map(window_partition(x, (wh, ww)))  # [B * windows, heads, n, n], n = wh * ww
+        inside = inside.unflatten(0, (B, -1)).transpose(1, 2)  # [B, heads, windows, n, n]
+        position = torch.arange(Hp * Wp, device=x.device).reshape(1, Hp, Wp, 1)
+        position = window_partition(torch.roll(position, (-sh, -sw), (1, 2)), (wh, ww)).flatten(1)  # [windows, n]
+        maps = inside.new_zeros(B, self.num_heads, Hp * Wp, Hp * Wp)
+        maps[:, :, position[:, :, None], position[:, None, :]] = inside
+        maps = maps.unflatten(3, (Hp, Wp)).unflatten(2, (Hp, Wp))[:, :, :H, :W, :H, :W]  # [B, heads, H, W, H, W]
+        return row_normalised(maps.flatten(4).flatten(2, 3))
 
     def flops(self, height: int, width: int) -> int:
         wh, ww = self._window(height)[0], self._window(width)[0]
