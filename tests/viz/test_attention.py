@@ -80,7 +80,7 @@ def test_the_model_is_left_as_it_was(tower, inputs):
     assert tower.training
     assert tower.drop.training
     assert not tower.blur.training
-    assert not any(m._forward_pre_hooks for m in tower.modules())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in tower.modules())
     assert torch.equal(torch.random.get_rng_state(), state)
 
     def fail(x):
@@ -88,7 +88,7 @@ def test_the_model_is_left_as_it_was(tower, inputs):
 
     with pytest.raises(RuntimeError, match="stop"):
         collect_attention(tower, inputs, forward=fail)
-    assert not any(m._forward_pre_hooks for m in tower.modules())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in tower.modules())
     assert tower.training
 
 
@@ -110,7 +110,27 @@ def test_a_mixer_whose_settings_give_no_map_is_passed_over_or_refused(tower, inp
         collect_attention(tower, inputs, "last")
 
 
+def test_mixers_that_are_given_token_sequences(tower, inputs):
+    class Sequence(SoftmaxAttention):
+        def forward(self, x, prefix=None):
+            return self.forward_tokens(x.flatten(1, 2), x.shape[1:3]).unflatten(1, x.shape[1:3])
+
+        def forward_tokens(self, tokens, size, prefix=0):
+            return self.proj(tokens)
+
+    mixer = Sequence(8, 2)
+    holder = nn.ModuleDict({"mixer": mixer})
+    tokens = torch.randn(1, 2 + 24, 8)
+    run = lambda x: mixer.forward_tokens(x, (4, 6), 2)  # noqa: E731
+    (record,) = collect_attention(holder, tokens, "mixer", forward=run)
+    torch.testing.assert_close(record.map[0], mixer.attention_map(tokens[:, 2:].unflatten(1, (4, 6)))[0].mean(0))
+    assert "forward_tokens" not in vars(mixer)
+    assert len(collect_attention(holder, torch.randn(1, 4, 6, 8), "mixer", forward=lambda x: mixer(x))) == 1
+
+
 def test_bad_requests(tower, inputs):
+    with pytest.raises(LookupError, match="did not run on the image: last"):
+        collect_attention(tower, inputs, ["first", "last"], forward=lambda x: tower.first(x.permute(0, 2, 3, 1)))
     with pytest.raises(LookupError, match="'lastt'; did you mean last"):
         collect_attention(tower, inputs, "lastt")
     with pytest.raises(TypeError, match="Linear has no mixer"):

@@ -8,6 +8,7 @@ Transformers", 2020, arXiv:2005.00928, section 3.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def collect_attention(
         One record a mixer, in the order in which the mixers ran.
 
     Raises:
-        LookupError: a name matches no mixer of the model.
+        LookupError: a name matches no mixer of the model, or one that the image does not pass.
         TypeError: no mixer has an attention map, or one that was named has none.
         ValueError: there is not exactly one image.
     """
@@ -115,33 +116,70 @@ def _run(
     strict: bool,
 ) -> list[AttentionRecord]:
     records: list[AttentionRecord] = []
+    mixers = {name: model.get_submodule(name) for name in names}
 
-    def capture(name: str) -> Callable[..., None]:
-        def hook(mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = args[0] if args else kwargs["x"]  # [1, H, W, C]
-            try:
-                attention = mixer.attention_map(x)[0].float()  # type: ignore[operator]  # [heads, N, N]
-            except TypeError:
-                if strict:
-                    raise
-                return
-            attention = attention.mean(0, keepdim=True) if average_heads else attention
-            records.append(AttentionRecord(name, (x.shape[1], x.shape[2]), attention.cpu()))
+    def record(name: str, x: Tensor) -> None:  # x [1, H, W, C]
+        try:
+            attention = mixers[name].attention_map(x)[0].float()  # type: ignore[operator]  # [heads, N, N]
+        except TypeError:
+            if strict:
+                raise
+            return
+        attention = attention.mean(0, keepdim=True) if average_heads else attention
+        records.append(AttentionRecord(name, (x.shape[1], x.shape[2]), attention.cpu()))
 
-        return hook
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(capture(name), with_kwargs=True) for name in names]
+    undo = [_watch(mixer, functools.partial(record, name)) for name, mixer in mixers.items()]
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
         with torch.no_grad():
             (forward or model)(inputs)
     finally:
-        for handle in handles:
-            handle.remove()
+        for restore in undo:
+            restore()
         for module, training in modes.items():
             module.training = training
+    missing = [name for name in names if name not in {r.name for r in records}]
+    if strict and missing:
+        raise LookupError(f"these mixers did not run on the image: {', '.join(missing)}")
     return records
+
+
+def _watch(mixer: nn.Module, record: Callable[[Tensor], None]) -> Callable[[], None]:
+    """Have ``record`` called with every map ``[1, H, W, C]`` that the mixer gets; returns what undoes it."""
+    inside = False
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal inside
+        inside = True
+        record(args[0] if args else kwargs["x"])
+
+    def leave(*_: Any) -> None:
+        nonlocal inside
+        inside = False
+
+    handles = [
+        mixer.register_forward_pre_hook(enter, with_kwargs=True),
+        mixer.register_forward_hook(leave, always_call=True),
+    ]
+    # A backbone that holds its tokens as one sequence calls this instead of the mixer itself.
+    original = getattr(mixer, "forward_tokens", None)
+
+    def watched(tokens: Tensor, size: tuple[int, int], prefix: int = 0, **kwargs: Any) -> Tensor:
+        if not inside:
+            record(tokens[:, prefix:].unflatten(1, size))
+        return original(tokens, size, prefix, **kwargs)  # type: ignore[misc]
+
+    if original is not None:
+        mixer.forward_tokens = watched  # type: ignore[assignment]
+
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+        if original is not None:
+            del mixer.forward_tokens
+
+    return undo
 
 
 def attention_heat(record: AttentionRecord, query: tuple[float, float] | None = None) -> np.ndarray:
