@@ -13,7 +13,7 @@ import torch
 
 from zoo_kernels.dispatch import Operator
 
-OPERATOR = Operator("neighborhood_attention", ("reference", "eager"), autocast=True)
+OPERATOR = Operator("neighborhood_attention", ("reference", "eager", "triton"), autocast=True)
 HALO = Operator("neighborhood_attention", ("reference", "eager"), function="halo", autocast=True)
 
 __all__ = ["HALO", "OPERATOR", "halo_attention", "neighborhood_attention"]

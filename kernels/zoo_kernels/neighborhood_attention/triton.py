@@ -1,0 +1,204 @@
+"""The Triton backend of one- and two-dimensional maps, registered with torch.library."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+
+from zoo_kernels.dispatch import interpreting, multiprocessors
+from zoo_kernels.neighborhood_attention import kernels, neighborhood_attention
+from zoo_kernels.testing import BuildCase
+
+Tensor = torch.Tensor
+
+#: Widest head of which a program keeps a tile of queries and their outputs in registers.
+MAX_DIM = 128
+#: Queries (in the backward of keys: keys) of a tile, and keys of a block.
+TILE = 64
+
+
+def _rows(x: Tensor) -> Tensor:
+    """With a last stride of 1, which the kernels assume."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _constants(q: Tensor, v: Tensor, window: list[int], bias: Tensor | None) -> dict[str, Any]:
+    """``window`` is (kernel, dilation, stride, causal), each (y, x)."""
+    names = ("KY", "KX", "DY", "DX", "SY", "SX", "CY", "CX")
+    d, e = q.shape[-1], v.shape[-1]
+    bd, be = max(16, triton.next_power_of_2(d)), max(16, triton.next_power_of_2(e))
+    side = min(8, triton.next_power_of_2(triton.cdiv(q.shape[1], window[2])))
+    return {
+        **dict(zip(names, window)),
+        "TY": side,
+        "TX": TILE // side,
+        "BK": TILE if max(bd, be) <= 64 else TILE // 2,
+        "D": d,
+        "E": e,
+        "BD": bd,
+        "BE": be,
+        "BIAS": bias is not None,
+        "PRECISION": "ieee" if q.dtype == torch.float32 or interpreting() else "tf32",
+        "num_warps": 4 if max(bd, be) <= 64 else 8,
+        "num_stages": 2,
+    }
+
+
+def _tiles(q: Tensor, constants: dict[str, Any]) -> tuple[int, int, int]:
+    """Tiles on each axis of the longest dilation group, and in all groups together."""
+    y = triton.cdiv(triton.cdiv(q.shape[1], constants["DY"]), constants["TY"])
+    x = triton.cdiv(triton.cdiv(q.shape[2], constants["DX"]), constants["TX"])
+    return y, x, y * x * constants["DY"] * constants["DX"]
+
+
+@torch.library.custom_op("zoo_kernels::neighborhood_attention", mutates_args=())
+def _op(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, window: list[int], scale: float) -> tuple[Tensor, Tensor]:
+    """out [B, Y, X, H, E] and the logits' log-sum-exp, base 2, [B, H, Y, X]."""
+    B, Y, X, H, _ = q.shape
+    out = torch.empty((B, Y, X, H, v.shape[-1]), dtype=v.dtype, device=v.device)
+    lse = torch.empty((B, H, Y, X), dtype=torch.float32, device=q.device)
+    if B == 0:
+        return out, lse
+    q, k, v = _rows(q), _rows(k), _rows(v)
+    constants = _constants(q, v, window, bias)
+    tiles_y, tiles_x, tiles = _tiles(q, constants)
+    table = q if bias is None else bias.contiguous()
+    strides = (s for x in (q, k, v, out) for s in x.stride()[:4])
+    kernels.forward_kernel[(tiles, H, B)](
+        q, k, v, table, out, lse, *strides, H, Y, X, tiles_y, tiles_x, scale, **constants
+    )
+    return out, lse
+
+
+@_op.register_fake
+def _(q, k, v, bias, window, scale):  # type: ignore[no-untyped-def]
+    B, Y, X, H, _ = q.shape
+    return v.new_empty((B, Y, X, H, v.shape[-1])), q.new_empty((B, H, Y, X), dtype=torch.float32)
+
+
+@torch.library.custom_op("zoo_kernels::neighborhood_attention_backward", mutates_args=())
+def _backward_op(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    window: list[int],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dq, dk, dv, and dbias (empty without a bias)."""
+    B, Y, X, H, _ = q.shape
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    dbias = torch.zeros((0,) if bias is None else bias.shape, dtype=torch.float32, device=q.device)
+    if B == 0:
+        return dq, dk, dv, dbias.to(q.dtype)
+    q, k, v, grad = _rows(q), _rows(k), _rows(v), _rows(grad)
+    constants = _constants(q, v, window, bias)
+    tiles_y, tiles_x, tiles = _tiles(q, constants)
+    table = q if bias is None else bias.contiguous()
+    delta = torch.empty_like(lse)
+    parts, pairs, room = B, lse, 1
+    if bias is not None:
+        # A few programs go through the batch for each tile, so that the sums over it need a few copies only.
+        parts = min(B, triton.cdiv(2 * multiprocessors(q.device), tiles * H))
+        sides = [constants["T" + a] + constants["K" + a] + constants["S" + a] - 2 for a in "YX"]
+        room = sides[0] * sides[1]
+        pairs = torch.empty((parts, H, tiles, TILE, room), dtype=torch.float32, device=q.device)
+    per_part = triton.cdiv(B, parts)
+    parts = triton.cdiv(B, per_part)
+    strides = [x.stride()[:4] for x in (q, k, v, out, grad, dq, dk, dv)]
+    kernels.query_grad_kernel[(tiles, H, parts)](
+        q, k, v, table, out, grad, lse, delta, dq, pairs,
+        *(s for x in strides[:6] for s in x), B, H, Y, X, tiles_y, tiles_x, per_part, scale,
+        PAIRS=room, **constants,
+    )  # fmt: skip
+    kernels.key_grad_kernel[(tiles, H, B)](
+        q, k, v, table, grad, lse, delta, dk, dv,
+        *(s for i in (0, 1, 2, 4, 6, 7) for s in strides[i]), H, Y, X, tiles_y, tiles_x, scale, **constants,
+    )  # fmt: skip
+    if bias is not None:
+        geometry = {n: constants[n] for n in ("KY", "KX", "DY", "DX", "SY", "SX", "CY", "CX", "TY", "TX")}
+        block = 64 if interpreting() else 4  # few programs for the interpreter, many for a GPU
+        kernels.bias_grad_kernel[(triton.cdiv(bias[0].numel(), block), H)](
+            pairs, dbias, parts, H, Y, X, tiles_y, tiles_x, tiles, PAIRS=room, BR=block, BN=128, num_warps=4, **geometry
+        )
+    return dq, dk, dv, dbias.to(q.dtype)
+
+
+@_backward_op.register_fake
+def _(grad, q, k, v, bias, out, lse, window, scale):  # type: ignore[no-untyped-def]
+    return *(x.new_empty(x.shape) for x in (q, k, v)), q.new_empty((0,) if bias is None else bias.shape)
+
+
+def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    q, k, v, bias, ctx.window, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, bias, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx, grad, _):  # type: ignore[no-untyped-def]
+    if grad is None:
+        return (None,) * 6
+    bias = ctx.saved_tensors[3]
+    dq, dk, dv, dbias = _backward_op(grad, *ctx.saved_tensors, ctx.window, ctx.scale)
+    return dq, dk, dv, None if bias is None else dbias, None, None
+
+
+_op.register_autograd(_autograd, setup_context=_setup)
+
+
+def can_run(q: Tensor, k: Tensor, v: Tensor, **_: object) -> str | None:
+    """Why the kernels cannot serve a call, or None."""
+    if q.dim() == 6:
+        return "the map has three spatial axes, the kernels take one or two"
+    if max(q.shape[-1], v.shape[-1]) > MAX_DIM:
+        return f"head_dim {max(q.shape[-1], v.shape[-1])} exceeds {MAX_DIM}, the widest that a program holds"
+    return None
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    kernel_size: tuple[int, ...],
+    dilation: tuple[int, ...],
+    stride: tuple[int, ...],
+    causal: tuple[bool, ...],
+    bias: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """A line becomes a map of height 1."""
+    line = q.dim() == 4
+    if line:
+        q, k, v = q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1)
+        bias = None if bias is None else bias.unsqueeze(1)
+        kernel_size, dilation, stride, causal = (1, *kernel_size), (1, *dilation), (1, *stride), (False, *causal)
+    window = [int(x) for pair in (kernel_size, dilation, stride, causal) for x in pair]
+    out = _op(q, k, v, bias, window, scale)[0]
+    return out.squeeze(1) if line else out
+
+
+def build_cases() -> dict[str, BuildCase]:
+    """NAT's first stage with bias, DiNAT's dilation on a wider head, and a causal line."""
+
+    def qkv(*shape: int) -> tuple[Tensor, ...]:
+        return tuple(torch.zeros(*shape, dtype=torch.bfloat16) for _ in range(3))
+
+    bias = torch.zeros(2, 13, 13, dtype=torch.bfloat16)
+    return {
+        "nat-7x7-d32": BuildCase(
+            neighborhood_attention,
+            qkv(4, 56, 56, 2, 32),
+            {"kernel_size": 7, "bias": bias},
+            no_tensor_cores=("bias_grad_kernel",),
+            narrow_loads=("bias_grad_kernel",),
+        ),
+        "dinat-7x7-d64": BuildCase(neighborhood_attention, qkv(1, 56, 56, 2, 64), {"kernel_size": 7, "dilation": 4}),
+        "wide-d128": BuildCase(neighborhood_attention, qkv(1, 64, 64, 2, 128), {"kernel_size": 13}),
+        "causal-line-d32": BuildCase(neighborhood_attention, qkv(1, 4096, 2, 32), {"kernel_size": 13, "causal": True}),
+    }
