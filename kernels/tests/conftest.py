@@ -38,7 +38,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             module = importlib.import_module(f"zoo_kernels.{operator}")
             backends = module.OPERATOR.backends if "backend" in names else (None,)
             for name, case in importlib.import_module(f"zoo_kernels.{operator}.cases").cases().items():
-                for backend in backends:
+                for backend in (case.backends or backends) if "backend" in names else backends:
                     params.append((case, backend) if backend else case)
                     ids.append("-".join(filter(None, (operator, name, backend))))
         metafunc.parametrize("case,backend" if "backend" in names else "case", params, ids=ids)

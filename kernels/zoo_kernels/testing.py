@@ -130,6 +130,7 @@ class Case:
         batched: the tensors whose dimension 0 is the batch, by position or name; the empty-batch test cuts them to 0.
         dtypes: those compared; a case whose equation half precision cannot follow to the tolerance says so here.
         grads: False where the function has no gradient (routing indices).
+        backends: those that serve this call, where not all of the operator's do.
     """
 
     function: Callable[..., Any]
@@ -138,6 +139,7 @@ class Case:
     batched: tuple[int | str, ...] = (0,)
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
     grads: bool = True
+    backends: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

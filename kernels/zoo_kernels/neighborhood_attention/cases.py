@@ -21,17 +21,19 @@ def cases() -> dict[str, Case]:
         sides = (kernel,) * dims if isinstance(kernel, int) else kernel
         table = randn(map_hd[-2], *(2 * k - 1 for k in sides)) if bias else None  # type: ignore[attr-defined]
         q, k, v = randn(*map_hd), randn(*map_hd), randn(*map_hd[:-1], dv or map_hd[-1])
-        return Case(neighborhood_attention, (q, k, v), {**kwargs, "bias": table}, batched=(0, 1, 2))
+        plain = ("reference", "eager") if dims == 3 else ()
+        return Case(neighborhood_attention, (q, k, v), {**kwargs, "bias": table}, batched=(0, 1, 2), backends=plain)
 
     def halo(q_map: tuple[int, ...], ratio: int, win: int, **kwargs: object) -> Case:
         b, h, w, heads, d = q_map
         k, v = randn(b, h * ratio, w * ratio, heads, d), randn(b, h * ratio, w * ratio, heads, d + 2)
         tables = {name: randn(2 * win - 1, d) for name in ("rel_height", "rel_width")} if win else {}
-        return Case(halo_attention, (randn(*q_map), k, v), {**kwargs, **tables}, batched=(0, 1, 2))
+        plain = ("reference", "eager")
+        return Case(halo_attention, (randn(*q_map), k, v), {**kwargs, **tables}, batched=(0, 1, 2), backends=plain)
 
     return {
-        "nat": near(2, 7, 13, 2, 8, kernel_size=7, bias=True),
-        "dinat-uneven": near(1, 11, 13, 3, 4, kernel_size=3, dilation=3, bias=True, dv=8),
+        "nat": near(2, 7, 13, 1, 8, kernel_size=5, bias=True),
+        "dinat-uneven": near(1, 9, 7, 1, 4, kernel_size=3, dilation=2, bias=True, dv=8),
         "mixed-causal": near(2, 8, 11, 2, 8, kernel_size=(3, 5), dilation=(2, 1), causal=(True, False)),
         "even-strided": near(1, 12, 10, 2, 8, kernel_size=(4, 6), dilation=(2, 1), stride=(2, 3), scale=0.5),
         "line": near(2, 33, 2, 8, kernel_size=5, dilation=2, causal=True, bias=True),
