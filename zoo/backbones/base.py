@@ -94,7 +94,7 @@ class Backbone(nn.Module):
         found = set()
         for prefix, module in self.named_modules():
             found |= {f"{prefix}.{name}" if prefix else name for name in getattr(module, "no_decay", ())}
-        return found
+        return found & {name for name, _ in self.named_parameters()}  # a listed parameter may be switched off
 
     # -- what all families share ----------------------------------------------------------------------------------
 
