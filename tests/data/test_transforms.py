@@ -113,6 +113,12 @@ def test_light_shows_the_border_that_was_asked():
         assert min(transform(white, s).min() for s in range(10)) == darkest
 
 
+def test_light_evaluates_the_whole_image_as_it_trains():
+    still = {"shift": 0, "rotate": 0, "zoom": 0, "brightness": 0}
+    train = build_transforms("light", train=True, size=32, **still)
+    assert np.array_equal(build_transforms("light", train=False, size=32)(IMAGE), train(IMAGE, 3))
+
+
 def test_plain_trains_like_evaluation():
     train, test = build_transforms("plain", train=True, size=32), build_transforms("plain", train=False, size=32)
     assert np.array_equal(train(IMAGE, 1), test(IMAGE, 2))

@@ -100,7 +100,7 @@ class Shapes(ImageDataset):
         # Every run of as many images as there are classes has each class once, in an order of its own.
         rounds = -(-length // len(SHAPE_CLASSES))
         order = [self._rng(10**9 + i).permutation(len(SHAPE_CLASSES)) for i in range(rounds)]
-        super().__init__(SHAPE_CLASSES, np.concatenate(order)[:length], **common)
+        super().__init__(SHAPE_CLASSES, np.concatenate(order)[:length].tolist(), **common)
 
     def _rng(self, index: int) -> np.random.Generator:
         return np.random.default_rng((self.data_seed, _SPLITS[self.split], index))
@@ -171,7 +171,8 @@ class Shapes(ImageDataset):
             raise ValueError(f"segmentation={segmentation!r} is unknown; accepted are 'rle' and 'polygon'")
         encode = mask_to_rle if segmentation == "rle" else mask_to_polygons
         root = Path(out_dir)
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for i in range(len(self)):
             scene = self.scene(i)
             name = f"{i:06d}.png"

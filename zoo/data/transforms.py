@@ -58,7 +58,7 @@ def build_transforms(
     Args:
         recipe: "imagenet" (timm's: :func:`imagenet_train`), "light" (small shifts and rotations for small data:
             :func:`light_train`) or "plain" (evaluation's resizing in training too).
-        train: random augmentation, or :func:`evaluation`.
+        train: random augmentation, or :func:`evaluation` (of the whole image for "light").
         size: height and width of the result in pixels, or one number for both.
         options: of the function that the recipe names.
 
@@ -72,6 +72,8 @@ def build_transforms(
         )
     function = _RECIPES[recipe] if train else evaluation
     check_arguments(function, options, where=f"transforms {recipe!r}")
+    if not train and recipe == "light":  # it trains on whole images, resized to the shape of the result
+        options = {"crop_pct": 1.0, "crop_mode": "squash", **options}
     return function(size, **options)
 
 
