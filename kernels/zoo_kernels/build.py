@@ -161,17 +161,15 @@ def _machine_code(cubin: bytes, result: Build) -> None:
         result.loads[bits] = result.loads.get(bits, 0) + 1
 
 
-def build_operator(operator: str) -> list[Build]:
+def build_operator(operator: str) -> Iterator[Build]:
     """Every distinct launch of an operator's ``build_cases()``, compiled."""
     cases = importlib.import_module(f"zoo_kernels.{operator}.triton").build_cases()
     seen: set[str] = set()
-    builds = []
     for name, case in cases.items():
         for launch in record(case):
             if launch.key() not in seen:
                 seen.add(launch.key())
-                builds.append(build(launch, name))
-    return builds
+                yield build(launch, name)
 
 
 def main(operators: list[str]) -> None:

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from zoo_kernels.dispatch import Operator
 
-OPERATOR = Operator("window_attention", ("reference", "eager"), autocast=True)
-CROSS = Operator("window_attention", ("reference", "eager"), "cross", autocast=True)
+OPERATOR = Operator("window_attention", ("reference", "eager", "triton"), autocast=True)
+CROSS = Operator("window_attention", ("reference", "eager", "triton"), "cross", autocast=True)
 
 __all__ = ["CROSS", "OPERATOR", "window_attention", "window_cross_attention"]
 
