@@ -44,8 +44,6 @@ class AgentBias(nn.Module):
         prefix: a bias for prefix tokens (one for all of them).
     """
 
-    no_decay = ("an_bias", "na_bias", "ah_bias", "aw_bias", "ha_bias", "wa_bias", "ac_bias", "ca_bias")
-
     def __init__(
         self,
         num_heads: int,
@@ -65,6 +63,7 @@ class AgentBias(nn.Module):
         self.wa_bias = nn.Parameter(torch.empty(1, h, 1, size[1], n))
         self.ac_bias = nn.Parameter(torch.empty(1, h, n, 1)) if prefix else None
         self.ca_bias = nn.Parameter(torch.empty(1, h, 1, n)) if prefix else None
+        self.no_decay = tuple(name for name, _ in self.named_parameters())
         for p in self.parameters():
             nn.init.trunc_normal_(p, std=0.02)
 
