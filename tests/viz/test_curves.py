@@ -24,6 +24,14 @@ def test_training_is_placed_in_epochs(write_log, tmp_path):
     assert val == {"accuracy/top1": [(1.0, 50.0), (2.0, 60.0)]}
 
 
+@pytest.mark.parametrize("last", [20, 43, 89])
+def test_epochs_are_right_where_their_last_steps_are_not_logged(write_log, tmp_path, last):
+    steps = [s for s in (20, 43, 66, 89) if s <= last]  # every 20th of 23 steps
+    train, _, _ = read_scalars(write_log(tmp_path, [train_record(s, per_epoch=23) for s in steps]))
+    length = 20 if last == 20 else 23
+    assert [x for x, _ in train["loss"]] == [s / length for s in steps]
+
+
 def test_without_epochs_the_axis_counts_iterations(write_log, tmp_path):
     records = [{"lr": 0.1, "loss": 2.0, "step": 100}, {"accuracy/top1": 10.0, "step": 100}]
     train, val, unit = read_scalars(write_log(tmp_path, records))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -64,12 +65,17 @@ def _records(file: Path) -> Iterable[dict]:
 def _iterations_per_epoch(epochs: dict[int, int]) -> float | None:
     """Iterations of one epoch, from logged steps (counted from 1) and their epochs (counted from 1).
 
-    A step s of epoch e obeys (e - 1) n < s <= e n. The least n that the log allows is exact if the last step of an
-    epoch is logged, as mmengine does where the interval allows it.
+    Each epoch is logged at the same places, so that the first logged steps of two epochs lie whole epochs apart; with
+    one epoch alone, its last logged step is taken for its end. A step s of epoch e obeys (e - 1) n < s <= e n.
     """
     if not epochs:
         return None
-    return max(step / epoch for step, epoch in epochs.items())
+    first: dict[int, int] = {}
+    for step in sorted(epochs):
+        first.setdefault(epochs[step], step)
+    numbers = sorted(first)
+    gaps = [(first[b] - first[a]) / (b - a) for a, b in zip(numbers, numbers[1:])]
+    return max([statistics.median(gaps) if gaps else 0.0, *(step / epoch for step, epoch in epochs.items())])
 
 
 def _curves(records: Iterable[tuple[float, dict]]) -> Curves:
