@@ -16,6 +16,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -121,6 +122,9 @@ class Operator:
         self.function = function
         self.autocast = autocast
         self._modules: dict[str, ModuleType] = {}
+        # torch.compile cannot trace an import: the light backend is there before a first call that is compiled.
+        if "eager" in backends and f"zoo_kernels.{name}" in sys.modules:
+            self.load("eager")
 
     def load(self, backend: str) -> ModuleType:
         """Import a backend's module (triton only now, when it is used)."""
