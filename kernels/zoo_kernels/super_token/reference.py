@@ -24,7 +24,7 @@ def forward(
             logits = [(pixels * _shifted(tokens, dy, dx)[:, :, :, None]).sum(-1) for dy, dx in NEIGHBOURS]
             affinity = (torch.stack(logits, dim=3) * scale).softmax(dim=3)  # [B, hh, ww, 9, P]
         with contextlib.nullcontext() if affinity_grad or i == iterations - 1 else torch.no_grad():
-            gathered, total = torch.zeros_like(tokens), 0
+            gathered, total = torch.zeros_like(tokens), torch.zeros_like(tokens[..., :1])
             for k, (dy, dx) in enumerate(NEIGHBOURS):
                 share = affinity[:, :, :, k]  # [B, hh, ww, P], what each cell's pixels give to its neighbour at dy, dx
                 gathered = gathered + _shifted((share[..., None] * pixels).sum(3), -dy, -dx)
@@ -37,9 +37,9 @@ def back_project(tokens: Tensor, affinity: Tensor, cell: tuple[int, int], size: 
     """tokens [B,hh,ww,D], affinity [B,hh,ww,9,P] -> [B,H,W,D]."""
     b, hh, ww, d = tokens.shape
     ch, cw = cell
-    y = sum(
-        affinity[:, :, :, k, :, None] * _shifted(tokens, dy, dx)[:, :, :, None] for k, (dy, dx) in enumerate(NEIGHBOURS)
-    )
+    y = tokens.new_zeros(b, hh, ww, ch * cw, d)
+    for k, (dy, dx) in enumerate(NEIGHBOURS):
+        y = y + affinity[:, :, :, k, :, None] * _shifted(tokens, dy, dx)[:, :, :, None]
     y = y.view(b, hh, ww, ch, cw, d).transpose(2, 3).reshape(b, hh * ch, ww * cw, d)
     return y[:, : size[0], : size[1]].to(tokens.dtype)
 
