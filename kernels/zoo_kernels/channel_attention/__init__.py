@@ -6,7 +6,7 @@ from torch import Tensor
 
 from zoo_kernels.dispatch import Operator
 
-OPERATOR = Operator("channel_attention", ("reference", "eager"), autocast=True)
+OPERATOR = Operator("channel_attention", ("reference", "eager", "triton"), autocast=True)
 
 __all__ = ["OPERATOR", "channel_attention"]
 

@@ -74,6 +74,28 @@ def gram(
     # What rounding the mean to half precision leaves in the sum is of second order in G and is not corrected.
     mean = mean.to(x.dtype).to(wide)
     g = (centred.transpose(1, 2) @ centred).to(wide)  # [B, C, C]
+    t, const = finish(mean, g, n, qkv_weight, qkv_bias, proj_weight, proj_bias, heads, scale)
+    # y = (x - m) T^T + (T m + const): the tokens enter centred, which keeps their digits in half precision.
+    const = const + mean @ t.transpose(1, 2)
+    return torch.baddbmm(const.to(x.dtype), centred, t.transpose(1, 2).to(x.dtype))
+
+
+def finish(
+    mean: Tensor,
+    gram: Tensor,
+    n: int,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor | None,
+    proj_weight: Tensor,
+    proj_bias: Tensor | None,
+    heads: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The C x C part: T [B, C, C] and the constant [B, 1, C] of y = x T^T + const, in the dtype of ``gram``.
+
+    ``mean`` is [B, 1, C] and ``gram`` [B, C, C], of ``n`` tokens.
+    """
+    wide = gram.dtype
     wq, wk, wv = qkv_weight.to(wide).unflatten(0, (3, heads, -1))  # [heads, d, C]
     wp = proj_weight.to(wide)
     bq, bk, bv = (None,) * 3 if qkv_bias is None else qkv_bias.to(wide).unflatten(0, (3, heads, -1))  # [heads, d]
@@ -81,14 +103,12 @@ def gram(
     mean_v = torch.einsum("hdc,boc->bhod", wv, mean)  # [B, heads, 1, d]
     if bk is not None:
         mean_k, mean_v = mean_k + bk[:, :, None], mean_v + bv[:, None, :]
-    left = (wk.flatten(0, 1) @ g).unflatten(1, (heads, -1))  # [B, heads, d, C]
+    left = (wk.flatten(0, 1) @ gram).unflatten(1, (heads, -1))  # [B, heads, d, C]
     ktv = left @ wv.transpose(1, 2) + (n * mean_k) * mean_v  # [B, heads, d, d]
     attention = (scale * ktv).softmax(-1)
     mixed = (attention @ wq).flatten(1, 2)  # [B, C, C]: blockdiag(A) Wq
     t = wp @ mixed  # [B, C, C]
-    const = mean @ t.transpose(1, 2)  # [B, 1, C]
+    const = torch.zeros_like(mean)
     if bq is not None:
-        const = const + ((attention @ bq[:, :, None]).flatten(1, 2).transpose(1, 2) @ wp.t())
-    if proj_bias is not None:
-        const = const + proj_bias.to(wide)
-    return torch.baddbmm(const.to(x.dtype), centred, t.transpose(1, 2).to(x.dtype))
+        const = (attention @ bq[:, :, None]).flatten(1, 2).transpose(1, 2) @ wp.t()  # [B, 1, C]
+    return t, const if proj_bias is None else const + proj_bias.to(wide)

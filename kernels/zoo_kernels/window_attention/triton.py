@@ -74,12 +74,12 @@ def window_forward(
     for index in range(tl.program_id(0), total, tl.num_programs(0)):
         image = (index // windows).to(tl.int64)
         y, x = index % windows // windows_w, index % windows_w
-        row, col, real, region_k = _places(
+        k_row_at, k_col_at, real, region_k = _places(
             n, y * KEY_H, x * KEY_W, KEY_W, shift_h, shift_w, kh, kw, padded_kh, padded_kw
         )
         seen = n < KEY_H * KEY_W
         stored = seen & real if PADDED else seen
-        at = image * k_image + row * k_row + col * k_col
+        at = image * k_image + k_row_at * k_row + k_col_at * k_col
         where = at[:, None] + channel[None, :]
         inside = stored[:, None] & in_head[None, :]
         k = tl.load(k_ptr + where, mask=inside, other=0.0)
@@ -92,19 +92,19 @@ def window_forward(
             stored = seen
         for part in range(BLOCKS):
             qm = part * BM + m
-            row, col, real, region_q = _places(
+            row, col, real_q, region_q = _places(
                 qm, y * WINDOW_H, x * WINDOW_W, WINDOW_W, shift_h, shift_w, h, w, padded_h, padded_w
             )
-            real = (qm < WINDOW_H * WINDOW_W) & real if PADDED else qm < WINDOW_H * WINDOW_W
-            inside = real[:, None] & in_head[None, :]
+            real_q = (qm < WINDOW_H * WINDOW_W) & real_q if PADDED else qm < WINDOW_H * WINDOW_W
+            inside_q = real_q[:, None] & in_head[None, :]
             place = image * q_image + row * q_row + col * q_col
-            q = tl.load(q_ptr + place[:, None] + channel[None, :], mask=inside, other=0.0)
+            q = tl.load(q_ptr + place[:, None] + channel[None, :], mask=inside_q, other=0.0)
             if HAS_BIAS and BLOCKS > 1:
                 added = tl.load(bias_ptr + part * BM * BN)
             e, sums = _weights(q, k, added, region_q, region_k, stored, scale, HAS_BIAS, SHIFTED)
             o = dot(cast(e, v.dtype), v) / sums[:, None]
             place = image * o_image + row * o_row + col * o_col
-            tl.store(out_ptr + place[:, None] + channel[None, :], cast(o, out_ptr.dtype.element_ty), mask=inside)
+            tl.store(out_ptr + place[:, None] + channel[None, :], cast(o, out_ptr.dtype.element_ty), mask=inside_q)
 
 
 @triton.jit
@@ -216,8 +216,8 @@ class _Call:
         self.total = b * rows * cols
         self.n, self.nk = window[0] * window[1], kv_window[0] * kv_window[1]
         self.bn, self.bd = block(self.nk), block(self.d)
-        # A tile of scores holds at most 4096 elements (8192 with 256 keys) and is divided among the warps.
-        self.bm = min(block(self.n), 64 if self.bn <= 64 else 32)
+        # A tile of scores holds at most 4096 elements, so that those of the backward fit in registers.
+        self.bm = min(block(self.n), 64 if self.bn <= 64 else 32 if self.bn <= 128 else 16)
         self.blocks = triton.cdiv(self.n, self.bm)
         padded = (rows * window[0], cols * window[1]) != (h, w)
         padded |= (rows * kv_window[0], cols * kv_window[1]) != tuple(kv_size)
@@ -226,7 +226,7 @@ class _Call:
             "WINDOW_H": window[0], "WINDOW_W": window[1], "KEY_H": kv_window[0], "KEY_W": kv_window[1], "D": self.d,
             "BM": self.bm, "BN": self.bn, "BD": self.bd, "BLOCKS": self.blocks,
             "HAS_BIAS": bias is not None, "SHIFTED": any(shift), "PADDED": padded, "PAD_VALUE": pad and padded,
-            "num_warps": 4 if self.bn <= 64 else 8, "num_stages": 2,
+            "num_warps": 4 if self.bn <= 64 and not (backward and pad and padded) else 8, "num_stages": 2,
         }  # fmt: skip
         # Enough programs to fill the card several times, few enough that the bias is read by few of them.
         fill = multiprocessors(q.device) * (4 if backward else 8)
