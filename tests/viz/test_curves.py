@@ -2,7 +2,7 @@
 
 import pytest
 
-from zoo.viz.curves import plot_curves, read_scalars
+from zoo.viz.curves import draw_curves, plot_curves, read_scalars
 
 
 def train_record(step, per_epoch=10, loss=1.0):
@@ -68,6 +68,19 @@ def test_the_picture(write_log, tmp_path, picture):
         assert blue.sum() > 100, f"no curve in panel {i}"
     assert not list(tmp_path.glob(".*"))
     assert plot_curves(tmp_path, tmp_path / "other" / "c.svg").read_text().startswith("<?xml")
+
+
+def test_panels(write_log, tmp_path):
+    records = [train_record(s) | {"base_lr": 0.1, "grad_norm": 2.0} for s in (5, 10)] + [val_record(1, 50.0)]
+    figure = draw_curves(write_log(tmp_path, records))
+    legends = {a.get_title(): [line.get_label() for line in a.get_lines()] for a in figure.axes}
+    assert legends == {
+        "loss": ["loss"],
+        "validation": ["accuracy/top1"],
+        "training": ["train grad_norm"],
+        "learning rate": ["lr"],
+    }
+    assert figure.axes[1].texts[0].get_text() == "best 50.00"
 
 
 def test_mmengine_writes_what_is_read(tmp_path):

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from zoo.viz.figures import COLOURS, new_figure, save_figure
 
@@ -90,9 +91,9 @@ def _curves(records: Iterable[tuple[float, dict]]) -> Curves:
 def draw_curves(work_dir: str | os.PathLike, title: str | None = None) -> Figure:
     """Loss, validation metrics and learning rate of a work directory; see :func:`read_scalars`."""
     train, val, unit = read_scalars(work_dir)
-    rates = {n: p for n, p in train.items() if n == "lr" or n.endswith("/lr") or n == "base_lr"}
-    if "lr" in rates:
-        rates.pop("base_lr", None)
+    if "lr" in train:
+        train.pop("base_lr", None)
+    rates = {n: p for n, p in train.items() if n in ("lr", "base_lr") or n.endswith("/lr")}
     losses = {n: p for n, p in train.items() if "loss" in n}
     losses |= {f"val {n}": p for n, p in val.items() if "loss" in n}
     others = {f"train {n}": p for n, p in train.items() if n not in rates and "loss" not in n}
@@ -111,6 +112,7 @@ def draw_curves(work_dir: str | os.PathLike, title: str | None = None) -> Figure
             x, y = zip(*points)
             axes.plot(x, y, label=label, color=colour, lw=1.6, marker="o" if len(x) <= 30 else None, ms=3)
         axes.set(title=name, xlabel=unit)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(True, color="#d9dee3", lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         if name == "learning rate":
@@ -128,9 +130,8 @@ def _annotate_best(axes, curves: Curves) -> None:
     name = next((n for n in sorted(curves) if n.endswith("top1")), None)
     if name:
         x, y = max(curves[name], key=lambda point: point[1])
-        axes.annotate(
-            f"best {y:.2f}", (x, y), xytext=(0, -14), textcoords="offset points", ha="center", fontsize=8, color="black"
-        )
+        side = "right" if x > sum(axes.get_xlim()) / 2 else "left"
+        axes.annotate(f"best {y:.2f}", (x, y), xytext=(0, -14), textcoords="offset points", ha=side, fontsize=8)
 
 
 def plot_curves(
