@@ -18,7 +18,7 @@ import yaml
 
 from zoo.complexity import count_flops, count_parameters, on_meta
 from zoo.mixers.base import Mixer
-from zoo.registry import MIXERS, MODELS, accepted_arguments
+from zoo.registry import MIXERS, MODELS
 
 INDEX = Path(__file__).resolve().parents[1] / "weights" / "index"
 
@@ -30,13 +30,12 @@ def measured(name: str) -> dict[str, Any]:
     size = entry.meta.get("input_size", 224)
     names = {MIXERS.get(n): n for n in MIXERS.names()}
     used = {names[type(m)] for m in model.modules() if isinstance(m, Mixer) and type(m) in names}
-    takes_any = "mixer" in getattr(entry.builder, "preset", {})
     return {
         "params": count_parameters(model),
         "flops": count_flops(model, size, getattr(model, "in_chans", 3)),
         "input_size": size,
         "num_classes": model.num_classes,
-        "mixers": ["any"] if takes_any and "mixer" in accepted_arguments(entry.builder)[0] else sorted(used),
+        "mixers": ["any"] if entry.module == "zoo.backbones.hosts" else sorted(used),
     }
 
 
@@ -46,7 +45,10 @@ def updated(system: str, data: dict[str, Any]) -> dict[str, Any]:
     models = {}
     for name in MODELS.names(family=system):
         kept = old.get(name) or {"metrics": [], "weights": {"status": "none"}}
-        models[name] = {**measured(name), **{k: v for k, v in kept.items() if k in ("metrics", "weights", "mean", "std")}}
+        models[name] = {
+            **measured(name),
+            **{k: v for k, v in kept.items() if k in ("metrics", "weights", "mean", "std")},
+        }
     ordered = dict(sorted(models.items(), key=lambda item: (item[1]["params"], item[0])))
     return {**{k: v for k, v in data.items() if k != "models"}, "models": ordered}
 
