@@ -1,5 +1,8 @@
 """The softmax, window and channel mixers against independent implementations."""
 
+import subprocess
+import sys
+
 import pytest
 import timm
 import torch
@@ -76,10 +79,10 @@ def test_window_cut_before_or_after_the_projection_is_the_same(size):
         torch.testing.assert_close(ours(x), ours.proj(whole), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("bias, shift", [(True, 0), (True, 2), (False, 1)])
-def test_window_attention_map_gives_the_output(bias, shift):
+@pytest.mark.parametrize("bias, shift, scale", [(True, 0, None), (True, 2, None), (False, 1, 0.1)])
+def test_window_attention_map_gives_the_output(bias, shift, scale):
     # Where nothing is padded, values weighted by the map are what the mixer puts out.
-    ours = filled(WindowAttention(C, HEADS, 4, shift, rel_pos_bias=bias))
+    ours = filled(WindowAttention(C, HEADS, 4, shift, rel_pos_bias=bias, qk_scale=scale))
     x = tokens(2, 8, 12, C)
     maps = ours.attention_map(x)
     with torch.no_grad():
@@ -135,3 +138,18 @@ def test_relative_position_index_tells_offsets_apart():
 def test_window_refuses_bad_arguments(kwargs):
     with pytest.raises(ValueError, match="_size"):
         WindowAttention(C, HEADS, **kwargs)
+
+
+def test_a_first_call_may_be_a_compiled_one():
+    # In a process of its own: here, other tests have loaded the operators' backends.
+    code = (
+        "import torch\n"
+        "from zoo.registry import MIXERS\n"
+        "for name in ('softmax', 'window', 'channel'):\n"
+        "    mixer, x = MIXERS.get(name)(8, 2), torch.randn(1, 5, 6, 8)\n"
+        "    out = torch.compile(mixer, fullgraph=True, backend='eager')(x)\n"
+        "    torch.testing.assert_close(out, mixer(x))\n"
+        "print('compiled')"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert run.stdout.strip() == "compiled", run.stderr[-2000:]
