@@ -94,6 +94,22 @@ def test_exif_orientation_is_applied(orientation, format):
     assert np.abs(result.astype(int) - expected.astype(int)).mean() < (3 if format == "JPEG" else 1e-9)
 
 
+@pytest.mark.parametrize("exif", [b"Exif\x00\x00garbage", b"Exif\x00\x00II*\x00\xff\xff\xff\xff", b"xx"])
+def test_damaged_metadata_does_not_cost_the_image(exif):
+    data = encoded(SMOOTH, "JPEG", quality=95, exif=exif)
+    assert np.abs(decode_image(data).astype(int) - SMOOTH).mean() < 3
+
+
+def test_orientation_of_images_that_pillow_decodes():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(SMOOTH).convert("CMYK")
+    result = decode_image(encoded(image, "JPEG", exif=exif))
+    assert result.shape == (64, 48, 3)
+    expected = np.asarray(image.convert("RGB").transpose(Image.Transpose.ROTATE_270)).astype(int)
+    assert np.abs(result.astype(int) - expected).mean() < 4
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1)])
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
 def test_one_pixel_images(size, format):

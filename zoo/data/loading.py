@@ -14,7 +14,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 #: File name endings that are taken for images when a folder is searched.
 IMAGE_EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -106,17 +106,23 @@ def decode_image(data: bytes, path: str = "<bytes>") -> np.ndarray:
 def _decode_opened(image: Image.Image, data: bytes, path: str) -> np.ndarray:
     if image.mode == "F":
         raise _error(path, "its pixels are floating-point numbers; accepted are integer images")
+    array = None
     if image.format in _OPENCV_FORMATS and image.mode in _OPENCV_MODES and _is_plain(image) and _has_end(image, data):
         array = _opencv(data)
-        if array is not None and array.shape[:2] == (image.height, image.width):
-            return np.ascontiguousarray(_UPRIGHT.get(_orientation(image, data), lambda x: x)(array))
-    if image.mode.startswith("I"):
-        # Pillow clips integers beyond 8 bits when it converts to RGB.
-        grey = np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise _error(path, f"its pixels are between {grey.min()} and {grey.max()}; accepted are 0 to 65535")
-        return np.repeat((grey >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
-    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    if array is None:
+        array = _pillow(image, path)
+    upright = _UPRIGHT.get(_orientation(image, data), lambda x: x)
+    return np.ascontiguousarray(upright(array))
+
+
+def _pillow(image: Image.Image, path: str) -> np.ndarray:
+    if not image.mode.startswith("I"):
+        return np.array(image.convert("RGB"))
+    # Pillow clips integers beyond 8 bits when it converts to RGB.
+    grey = np.asarray(image).astype(np.int64)
+    if grey.min() < 0 or grey.max() > 65535:
+        raise _error(path, f"its pixels are between {grey.min()} and {grey.max()}; accepted are 0 to 65535")
+    return np.repeat((grey >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
 
 
 def _is_plain(image: Image.Image) -> bool:
@@ -133,10 +139,18 @@ def _has_end(image: Image.Image, data: bytes) -> bool:
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
+    """EXIF orientation that is still to be applied; 1 (upright) where there is none, or none that can be read."""
+    if image.format == "TIFF":  # Pillow has turned it when it loaded it
+        return 1
     # For a PNG without an early eXIf chunk, getexif() would decode the whole image first.
     if image.format == "PNG" and b"eXIf" not in data and "exif" not in image.info:
         return 1
-    return image.getexif().get(_ORIENTATION, 1)
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except (
+        Exception
+    ):  # damaged metadata raises SyntaxError, struct.error, OSError ...: the pixels are good all the same
+        return 1
 
 
 def _opencv(data: bytes) -> np.ndarray | None:
