@@ -189,7 +189,7 @@ class _Samples:
             xy = torch.addcmul(plan.minus_half, xy, plan.size)
         p = xy.view(n, t, 2).permute(2, 0, 1).contiguous()  # [2, n, T]
         if plan.thin:
-            p.clamp_(-2, 2**24)  # nothing may come near the corner that is _FAR
+            p = p.clamp(-2, 2**24)  # nothing may come near the corner that is _FAR
         # Conversion truncates, where floor is meant: they differ only below zero, which is clamped away.
         i = p.to(self.index).clamp_(min=0)
         torch.minimum(i, plan.last, out=i)

@@ -35,25 +35,25 @@ def back_project(tokens: Tensor, affinity: Tensor, cell: tuple[int, int], size: 
     b, hh, ww, d = tokens.shape
     ch, cw = cell
     affinity = affinity.to(tokens.dtype).reshape(b * hh * ww, 9, ch * cw)
-    y = torch.bmm(affinity.transpose(1, 2), _unfold(tokens).view(b * hh * ww, 9, d))  # [cells, P, D]
-    y = y.view(b, hh, ww, ch, cw, d).transpose(2, 3).reshape(b, hh * ch, ww * cw, d)
+    y = torch.bmm(affinity.transpose(1, 2), _unfold(tokens).reshape(b * hh * ww, 9, d))  # [cells, P, D]
+    y = y.reshape(b, hh, ww, ch, cw, d).transpose(2, 3).reshape(b, hh * ch, ww * cw, d)
     return y[:, : size[0], : size[1]].contiguous()
 
 
 def _associate(pixels: Tensor, tokens: Tensor, scale: float) -> Tensor:
     """Affinity [B,hh,ww,9,P] of pixels [B,hh,ww,P,C] to the nine tokens around them."""
     b, hh, ww, p, c = pixels.shape
-    near = _unfold(tokens * scale).view(b * hh * ww, 9, c)
-    logits = torch.bmm(near, pixels.view(b * hh * ww, p, c).transpose(1, 2))  # [cells, 9, P]
-    return logits.softmax(1).view(b, hh, ww, 9, p)
+    near = _unfold(tokens * scale).reshape(b * hh * ww, 9, c)
+    logits = torch.bmm(near, pixels.reshape(b * hh * ww, p, c).transpose(1, 2))  # [cells, 9, P]
+    return logits.softmax(1).reshape(b, hh, ww, 9, p)
 
 
 def _update(pixels: Tensor, affinity: Tensor, eps: float) -> Tensor:
     """Tokens [B,hh,ww,C]: means of the pixels weighted by affinity."""
     b, hh, ww, p, c = pixels.shape
-    gathered = torch.bmm(affinity.view(b * hh * ww, 9, p), pixels.view(b * hh * ww, p, c))
-    total = _fold(affinity.sum(-1, dtype=_wide(affinity.dtype)).view(b, hh, ww, 9, 1))
-    return (_fold(gathered.view(b, hh, ww, 9, c)) / (total + eps)).to(pixels.dtype)
+    gathered = torch.bmm(affinity.reshape(b * hh * ww, 9, p), pixels.reshape(b * hh * ww, p, c))
+    total = _fold(affinity.sum(-1, dtype=_wide(affinity.dtype)).reshape(b, hh, ww, 9, 1))
+    return (_fold(gathered.reshape(b, hh, ww, 9, c)) / (total + eps)).to(pixels.dtype)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -75,12 +75,12 @@ def _unfold(tokens: Tensor) -> Tensor:
     b, hh, ww, c = tokens.shape
     padded = F.pad(tokens, (0, 0, 1, 1, 1, 1))
     along_x = torch.stack([padded[:, :, dx : dx + ww] for dx in range(3)], dim=3)  # [B, hh+2, ww, 3, C]
-    return torch.stack([along_x[:, dy : dy + hh] for dy in range(3)], dim=3).view(b, hh, ww, 9, c)
+    return torch.stack([along_x[:, dy : dy + hh] for dy in range(3)], dim=3).reshape(b, hh, ww, 9, c)
 
 
 def _fold(shares: Tensor) -> Tensor:
     """Transpose of unfold, what each token is given by the nine cells around it: [B,hh,ww,9,C] -> [B,hh,ww,C]."""
     b, hh, ww, _, c = shares.shape
-    shares = F.pad(shares.to(_wide(shares.dtype)).view(b, hh, ww, 3, 3, c), (0, 0, 0, 0, 0, 0, 1, 1, 1, 1))
+    shares = F.pad(shares.to(_wide(shares.dtype)).reshape(b, hh, ww, 3, 3, c), (0, 0, 0, 0, 0, 0, 1, 1, 1, 1))
     along_y = shares[:, 2:, :, 0] + shares[:, 1:-1, :, 1] + shares[:, :-2, :, 2]  # [B, hh, ww+2, 3, C]
     return along_y[:, :, 2:, 0] + along_y[:, :, 1:-1, 1] + along_y[:, :, :-2, 2]
