@@ -100,6 +100,15 @@ def test_damaged_metadata_does_not_cost_the_image(exif):
     assert np.abs(decode_image(data).astype(int) - SMOOTH).mean() < 3
 
 
+def test_metadata_that_pillow_gives_up_on(monkeypatch):
+    def fail(self):
+        raise SyntaxError("not a TIFF file")
+
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    data = encoded(SMOOTH, "JPEG", quality=95)
+    assert decode_image(data).shape == SMOOTH.shape
+
+
 def test_orientation_of_images_that_pillow_decodes():
     exif = Image.Exif()
     exif[0x0112] = 6
