@@ -7,7 +7,7 @@ from torch import Tensor
 
 from zoo_kernels.dispatch import Operator
 
-OPERATOR = Operator("dense_attention", ("reference", "eager"), autocast=True)
+OPERATOR = Operator("dense_attention", ("reference", "eager", "triton"), autocast=True)
 
 SCORES = ("softmax", "relu", "cog", "reversed")
 

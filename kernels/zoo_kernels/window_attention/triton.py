@@ -216,8 +216,8 @@ class _Call:
         self.total = b * rows * cols
         self.n, self.nk = window[0] * window[1], kv_window[0] * kv_window[1]
         self.bn, self.bd = block(self.nk), block(self.d)
-        # A tile of scores holds at most 4096 elements, so that those of the backward fit in registers.
-        self.bm = min(block(self.n), 64 if self.bn <= 64 else 32 if self.bn <= 128 else 16)
+        # The tiles of scores must fit in registers; the backward holds four of them.
+        self.bm = min(block(self.n), 64, (4096 if backward else 8192) // self.bn)
         self.blocks = triton.cdiv(self.n, self.bm)
         padded = (rows * window[0], cols * window[1]) != (h, w)
         padded |= (rows * kv_window[0], cols * kv_window[1]) != tuple(kv_size)
