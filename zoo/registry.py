@@ -164,7 +164,7 @@ def accepted_arguments(fn: Callable[..., Any]) -> tuple[set[str], bool]:
     for cls in fn.__mro__:
         if "__init__" not in cls.__dict__ or cls is object:
             continue
-        parameters = inspect.signature(cls.__init__).parameters
+        parameters = inspect.signature(cls.__dict__["__init__"]).parameters
         names |= {n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             return names - {"self"}, False

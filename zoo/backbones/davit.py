@@ -70,7 +70,7 @@ class DaViTBlock(nn.Module):
         x = self.cpe1(x)
         x = x + self.drop_path(self.attn(self.norm1(x)))
         x = self.cpe2(x)
-        if self.mlp is not None:
+        if self.mlp is not None and self.norm2 is not None:
             x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x
 
@@ -151,6 +151,8 @@ class DaViT(Backbone):
         out_indices: stages whose maps are given; all by default.
         frozen_stages: stem (0) and stages (1 ...) that are not trained; -1 for none.
     """
+
+    stages: Any  # ModuleList of Stage
 
     def __init__(
         self,
@@ -235,7 +237,8 @@ class DaViT(Backbone):
                     nn.init.zeros_(m.bias)
             elif isinstance(m, nn.Conv2d) and scheme == "conv":
                 nn.init.normal_(m.weight, std=0.02)
-                nn.init.zeros_(m.bias)
+                if m.bias is not None:
+                    nn.init.zeros_(m.bias)
 
     def forward_trunk(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         maps = []

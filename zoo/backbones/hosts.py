@@ -273,6 +273,8 @@ class Pyramid(_Host):
         frozen_stages: stem (0) and stages (1 ...) that are not trained; -1 for none.
     """
 
+    stages: Any  # ModuleList of ModuleLists of HostBlock
+
     def __init__(
         self,
         in_chans: int = 3,

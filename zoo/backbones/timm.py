@@ -32,6 +32,8 @@ class TimmBackbone(Backbone):
         ValueError: the model gives no intermediate maps.
     """
 
+    model: Any
+
     def __init__(
         self,
         model_name: str,
@@ -47,7 +49,7 @@ class TimmBackbone(Backbone):
         from timm.models import group_parameters
 
         super().__init__()
-        model = timm.create_model(
+        model: Any = timm.create_model(
             model_name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **timm_kwargs
         )
         if not hasattr(model, "forward_intermediates"):

@@ -25,7 +25,8 @@ class PositionTable(nn.Module):
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        table, size = self.table, x.shape[1:3]
+        table: Tensor = self.table
+        size = x.shape[1:3]
         if table.shape[1:3] != size:
             # In float32: half-precision interpolation is not defined everywhere, and the table is small.
             planes = table.permute(0, 3, 1, 2).float()  # [1, C, H, W]
