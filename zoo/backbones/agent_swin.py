@@ -185,16 +185,14 @@ def swin_mask(grid: tuple[int, int], window: int, shift: int) -> Tensor:
 @register_model(task="classification", family="agent", input_size=32)
 @variant(AgentSwin)
 def agent_swin_nano() -> dict[str, Any]:
-    """For small images (32 x 32): stem of stride 2, two stages of agents and one of softmax windows."""
+    """For small images (32 x 32): two stages of agents and one of softmax windows, 0.9 M parameters."""
     return dict(
         img_size=32,
-        patch_size=2,
-        embed_dim=40,
-        depths=(1, 2, 2),
+        embed_dim=48,
+        depths=(1, 2, 1),
         num_heads=(2, 4, 8),
-        window_size=16,
-        mlp_ratio=3.0,
-        agent_num=(9, 16, 16),
+        window_size=8,
+        agent_num=(9, 9, 4),
         attn_type="AAB",
     )
 
