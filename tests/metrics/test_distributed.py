@@ -47,7 +47,7 @@ print("RESULT" + json.dumps([single, results]))
 
 
 def result_of(process):
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return json.loads(out.split("RESULT")[1])
 

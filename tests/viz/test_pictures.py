@@ -88,4 +88,4 @@ def test_pyplot_is_not_touched():
         "import sys, numpy as np; from zoo.viz.confusion import draw_confusion; draw_confusion(np.eye(2), 'ab'); "
         "import zoo.viz.attention, zoo.viz.curves, zoo.viz.predictions; assert 'matplotlib.pyplot' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
