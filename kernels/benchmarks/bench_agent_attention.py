@@ -42,7 +42,8 @@ def setup(b: int, tokens: int, heads: int, agents: int, device: torch.device, dt
         "qkv": randn(b, tokens, 3, heads, HEAD_DIM, **made),
         "agent": randn(b, agents, heads, HEAD_DIM, **made).transpose(1, 2),
         "agent_bias": randn(1, heads, agents, tokens, **made),
-        "query_bias": randn(1, heads, tokens, agents, **made),
+        # The modules make this bias from maps [h, n, H, W], so that it comes as a transposed view.
+        "query_bias": randn(1, heads, agents, tokens, **made).transpose(2, 3),
     }
     return Setup(
         inputs,

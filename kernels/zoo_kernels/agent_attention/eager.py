@@ -6,32 +6,40 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-#: Up to this many agents baddbmm + softmax + bmm beats the fused CPU kernel, whose tiles are mostly empty then.
-FEW_AGENTS = 32
+#: Up to this many agents batched products beat the fused CPU kernel, whose tiles are mostly empty then.
+FEW_AGENTS = 40
+#: Below this many agents a softmax along them is slow enough for training to pay for the transposed form too.
+VERY_FEW_AGENTS = 16
 
 
 def _fused(q: Tensor, agents: int, bias: Tensor | None) -> bool:
     """Whether one scaled_dot_product_attention call is the faster form of softmax(scale q k^T + bias) v."""
-    if bias is not None and bias.requires_grad and torch.is_grad_enabled():
-        # No fused CPU kernel gives the gradient of a bias; the call would fall back to a slower composition.
-        return q.device.type != "cpu" or q.dtype in (torch.float16, torch.bfloat16)
-    return q.device.type != "cpu" or agents > FEW_AGENTS or q.dtype in (torch.float16, torch.bfloat16)
+    if q.device.type != "cpu" or q.dtype in (torch.float16, torch.bfloat16):
+        return True
+    # No fused CPU kernel gives the gradient of a bias; the call would fall back to a slower composition.
+    learned = bias is not None and bias.requires_grad and torch.is_grad_enabled()
+    return agents > FEW_AGENTS and not learned
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, agents: int) -> Tensor:
-    """softmax(scale q k^T + bias) v for q [B, h, N, d], k [B, h, M, d], v [B, h, M, dv]."""
-    B, h, N, d = q.shape
-    M = k.shape[2]
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     if bias is not None:
-        bias = bias.to(q.dtype).expand(B, h, N, M)
-    if _fused(q, agents, bias):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
-    q_, kt, v_ = q.reshape(B * h, N, d), k.reshape(B * h, M, d).transpose(1, 2), v.reshape(B * h, M, v.shape[3])
+        # The fused kernel reads a transposed bias slowly; copied before it is expanded over the batch.
+        bias = bias.contiguous().expand(*q.shape[:3], k.shape[2])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+
+
+def _logits(rows: Tensor, columns: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """scale rows columns^T + bias [B, h, N, M] for rows [B, h, N, d], columns [B, h, M, d], without a pass for either.
+
+    For autograd separate operations are better: their backward makes fewer copies. There the caller scales.
+    """
+    B, h, N, M = *rows.shape[:3], columns.shape[2]
+    rows, columns = rows.flatten(0, 1), columns.flatten(0, 1).transpose(1, 2)
     if bias is None:
-        logits = torch.baddbmm(q.new_zeros(1, 1, 1), q_, kt, beta=0, alpha=scale)
+        logits = torch.baddbmm(rows.new_zeros(1, 1, 1), rows, columns, beta=0, alpha=scale)
     else:
-        logits = torch.baddbmm(bias.reshape(B * h, N, M), q_, kt, alpha=scale)
-    return torch.bmm(logits.softmax(-1), v_).view(B, h, N, v.shape[3])
+        logits = torch.baddbmm(bias.expand(B, h, N, M).flatten(0, 1), rows, columns, alpha=scale)
+    return logits.unflatten(0, (B, h))
 
 
 def forward(
@@ -46,5 +54,25 @@ def forward(
 ) -> Tensor:
     """See :func:`zoo_kernels.agent_attention.agent_attention`; [B, h, N, dv]."""
     n = agent.shape[2]
-    agent_v = _attend(agent, k, v, agent_bias, scale, n)  # [B, h, n, dv]
-    return _attend(q, agent, agent_v, query_bias, scale, n)
+    agent_bias, query_bias = (None if b is None else b.to(q.dtype) for b in (agent_bias, query_bias))
+    training = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (q, k, v, agent, agent_bias, query_bias)
+    )
+    scaled = agent * scale if training else agent  # the smallest of the tensors
+
+    if _fused(q, n, agent_bias):
+        agent_v = _sdpa(agent, k, v, agent_bias, scale)  # [B, h, n, dv]
+    elif training:
+        logits = scaled @ k.transpose(2, 3)
+        agent_v = (logits if agent_bias is None else logits + agent_bias).softmax(-1) @ v
+    else:
+        agent_v = _logits(agent, k, agent_bias, scale).softmax(-1) @ v
+
+    if _fused(q, n, query_bias):
+        return _sdpa(q, agent, agent_v, query_bias, scale)
+    if n < VERY_FEW_AGENTS or not training:
+        # Logits [B, h, n, N]: a softmax across few rows is vectorised along the long ones.
+        bias = None if query_bias is None else query_bias.expand(*q.shape[:3], n).transpose(2, 3)
+        return _logits(agent, q, bias, scale).softmax(2).transpose(2, 3) @ agent_v
+    logits = q @ scaled.transpose(2, 3)
+    return (logits if query_bias is None else logits + query_bias).softmax(-1) @ agent_v
