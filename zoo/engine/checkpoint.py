@@ -7,7 +7,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from mmengine.logging import HistoryBuffer
@@ -35,9 +35,18 @@ def write_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
         ) from e
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file atomically."""
+
+    def write(file: IO[bytes]) -> None:
+        file.write(text.encode())
+
+    save_atomically(path, write)
+
+
 def write_pointer(work_dir: str | Path, name: str) -> None:
     """Record the newest checkpoint's file name (relative, so that the directory can be moved)."""
-    save_atomically(Path(work_dir) / POINTER, lambda file: file.write(name.encode()) and None)
+    write_text(Path(work_dir) / POINTER, name)
 
 
 def remove_leftovers(work_dir: str | Path) -> None:
@@ -136,7 +145,8 @@ def like(target: Tensor, full: Tensor) -> Tensor:
         return full
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(full.to(target.dtype), target.device_mesh, target.placements)
+    sharded: Any = target
+    return distribute_tensor(full.to(target.dtype), sharded.device_mesh, sharded.placements)
 
 
 def plain(value: Any) -> Any:

@@ -106,12 +106,10 @@ class AmpOptimWrapper(OptimWrapper):
         device = parameters[0].device.type if parameters else local_device().type
         if dtype == "float16" and device == "cpu":
             raise ValueError("dtype='float16' needs a GPU; on the CPU use 'bfloat16'")
-        dynamic = loss_scale == "dynamic"
-        self.loss_scaler = torch.amp.GradScaler(
-            device,
-            enabled=dtype == "float16",
-            **({} if dynamic else {"init_scale": float(loss_scale), "growth_interval": 2**31 - 1}),
-        )
+        scaling: dict[str, Any] = {"enabled": dtype == "float16"}
+        if loss_scale != "dynamic":
+            scaling |= {"init_scale": float(loss_scale), "growth_interval": 2**31 - 1}
+        self.loss_scaler = torch.amp.GradScaler(device, **scaling)
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Accumulate gradients of the (scaled) loss."""

@@ -205,5 +205,5 @@ class CurveHook(Hook):
             runner.logger.info(f"curves: {plot_curves(Path(runner.work_dir))}")
 
 
-def _bare(model: torch.nn.Module) -> torch.nn.Module:
+def _bare(model: Any) -> torch.nn.Module:
     return model.module if is_model_wrapper(model) else model

@@ -54,7 +54,8 @@ def set_epoch(dataset: Any, epoch: int) -> None:
 def batches(loader: DataLoader, epoch: int, start: int, seed: int) -> Iterator[tuple[int, Any]]:
     """Number and content of the batches of pass ``epoch``, from number ``start`` on."""
     sampler = loader.batch_sampler
-    for holder in (loader.sampler, getattr(sampler, "sampler", None)):
+    holders: tuple[Any, ...] = (loader.sampler, getattr(sampler, "sampler", None))
+    for holder in holders:
         if hasattr(holder, "set_epoch"):
             holder.set_epoch(epoch)
     set_epoch(loader.dataset, epoch)
@@ -82,8 +83,9 @@ def _check_loader(loader: DataLoader) -> None:
     if isinstance(loader.dataset, IterableDataset):
         raise TypeError("the training dataset is an IterableDataset; one with a length is needed to resume")
     if len(loader) == 0:
+        dataset: Any = loader.dataset
         raise ValueError(
-            f"the training data loader has no batch: {len(loader.dataset)} samples, "
+            f"the training data loader has no batch: {len(dataset)} samples, "
             f"batch_size={loader.batch_size or getattr(loader.batch_sampler, 'batch_size', None)}, drop_last"
         )
 

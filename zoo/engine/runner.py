@@ -10,7 +10,6 @@ import platform
 import signal
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +21,23 @@ from zoo.engine.compat import init_process_group, local_device  # before mmengin
 # isort: split
 import mmengine.runner
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate, worker_init_fn
-from mmengine.dist import broadcast, get_dist_info, get_rank, get_world_size, is_distributed, is_main_process
+from mmengine.dist import broadcast, get_dist_info, is_distributed, is_main_process
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
-from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS
 from mmengine.runner.utils import set_random_seed
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import DataLoader
 
 from zoo import __version__
 from zoo.engine import checkpoint as files
 from zoo.engine.config import config_text
+from zoo.engine.dataloader import build_dataloader
 from zoo.engine.hooks import CheckpointHook, FiniteLossHook
-from zoo.engine.loops import EpochTrainLoop, IterTrainLoop, ResumableBatchSampler, TestLoop, ValLoop
+from zoo.engine.loops import EpochTrainLoop, IterTrainLoop, TestLoop, ValLoop
 from zoo.engine.optim import ParamGroups, WarmupCosineLR, whole_norm
 from zoo.engine.state import gradients, rng_state, seed_everything, set_gradients, set_rng_state, undisturbed_rng
 from zoo.engine.strategy import Strategy, is_sharded
-from zoo.weights.checkpoint import CheckpointError, read_checkpoint, save_atomically
+from zoo.weights.checkpoint import CheckpointError, read_checkpoint
 from zoo.weights.load import load_weights
 
 #: Between looks at whether another process was told to stop, in iterations.
@@ -62,6 +60,11 @@ class Runner(mmengine.runner.Runner):
     - ``load_from`` takes any checkpoint :func:`zoo.weights.load.load_weights` can read; ``load_strict=False`` allows
       parts that do not fit (another classifier).
     """
+
+    _train_loop: Any
+    _val_loop: Any
+    optim_wrapper: Any
+    param_schedulers: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
         given = inspect.signature(mmengine.runner.Runner.__init__).bind(None, *args, **kwargs).arguments
@@ -133,8 +136,7 @@ class Runner(mmengine.runner.Runner):
         """Write the config into the work directory, in the form that :func:`zoo.engine.config.load_config` reads."""
         if is_main_process():
             name = Path(self.cfg.filename).name if self.cfg.filename else "config.py"
-            text = config_text(self.cfg)
-            save_atomically(Path(self.work_dir) / name, lambda file: file.write(text.encode()) and None)
+            files.write_text(Path(self.work_dir) / name, config_text(self.cfg))
 
     # -- building -------------------------------------------------------------------------------------------------
 
@@ -188,58 +190,8 @@ class Runner(mmengine.runner.Runner):
 
     @staticmethod
     def build_dataloader(dataloader: Any, seed: int | None = None, diff_rank_seed: bool = False) -> DataLoader:
-        """A data loader whose order follows from the seed and the epoch, and which can start in the middle of one.
-
-        Raises:
-            ValueError: a needed key is missing.
-        """
-        if isinstance(dataloader, DataLoader):
-            return dataloader
-        cfg = dict(dataloader)
-        for key in ("dataset", "batch_size"):
-            if key not in cfg and not (key == "batch_size" and cfg.get("batch_sampler")):
-                raise ValueError(f"the data loader's config has no {key!r}")
-        spec = cfg.pop("dataset")
-        dataset = DATASETS.build(dict(spec)) if isinstance(spec, dict) else spec
-        if hasattr(dataset, "full_init"):
-            dataset.full_init()
-        if seed is not None and isinstance(spec, dict) and "seed" not in spec and hasattr(dataset, "seed"):
-            dataset.seed = seed  # of the augmentation
-        limit = cfg.pop("num_batch_per_epoch", None)
-        if limit is not None:
-            count = min(len(dataset), limit * cfg["batch_size"] * get_world_size())
-            dataset = torch.utils.data.Subset(dataset, range(count))
-        sampler = cfg.pop("sampler", None) or {"type": "DefaultSampler", "shuffle": False}
-        if isinstance(sampler, dict):
-            sampler = DATA_SAMPLERS.build(dict(sampler), default_args={"dataset": dataset, "seed": seed})
-        batches = cfg.pop("batch_sampler", None)
-        size, drop_last = cfg.pop("batch_size", None), cfg.pop("drop_last", False)
-        if isinstance(batches, dict):
-            batches = DATA_SAMPLERS.build(dict(batches), default_args={"sampler": sampler, "batch_size": size})
-        elif batches is None:
-            batches = BatchSampler(sampler, size, drop_last)
-        collate = cfg.pop("collate_fn", pseudo_collate)
-        if isinstance(collate, dict):
-            collate = dict(collate)
-            kind = collate.pop("type")
-            collate = partial(FUNCTIONS.get(kind) if isinstance(kind, str) else kind, **collate)
-        workers = cfg.pop("num_workers", 0)
-        init = cfg.pop("worker_init_fn", None)
-        if init is None and seed is not None:
-            init = partial(
-                worker_init_fn, num_workers=workers, rank=get_rank(), seed=seed, disable_subprocess_warning=True
-            )
-        if not workers:
-            cfg.pop("persistent_workers", None), cfg.pop("prefetch_factor", None)
-        return DataLoader(
-            dataset=dataset,
-            batch_sampler=ResumableBatchSampler(batches),
-            collate_fn=collate,
-            num_workers=workers,
-            worker_init_fn=init,
-            generator=torch.Generator(),
-            **cfg,
-        )
+        """See :func:`zoo.engine.dataloader.build_dataloader`."""
+        return build_dataloader(dataloader, seed)
 
     def build_train_loop(self, loop: Any) -> Any:
         """Epoch- or iteration-based, as ``train_cfg.by_epoch`` says."""
@@ -276,7 +228,8 @@ class Runner(mmengine.runner.Runner):
             return
         if not hasattr(self.bare_model, "compile_network"):
             raise TypeError(f"compile is set, but {type(self.bare_model).__name__} has no compile_network()")
-        self.bare_model.compile_network(**(dict(options) if isinstance(options, dict) else {}))
+        compile_network: Any = self.bare_model.compile_network
+        compile_network(**(dict(options) if isinstance(options, dict) else {}))
         self.logger.info("the network is compiled in the first iterations, which take longer")
 
     # -- training -------------------------------------------------------------------------------------------------
@@ -455,9 +408,8 @@ class Runner(mmengine.runner.Runner):
         """mmengine's name for :meth:`save_resumable`; ``out_dir`` must be the work directory."""
         if Path(out_dir).resolve() != Path(self.work_dir).resolve():
             raise ValueError(f"out_dir={out_dir!r}: checkpoints are written to the work directory {self.work_dir}")
-        at = meta or {}
-        epoch, iteration = at.get("epoch", self.epoch), at.get("iter", self.iter)
-        self.save_resumable(filename, epoch=epoch, iteration=iteration, validated=False)
+        at: dict[str, Any] = {"epoch": self.epoch, "iter": self.iter, **(meta or {})}
+        self.save_resumable(filename, epoch=at["epoch"], iteration=at["iter"], validated=False)
 
     def _content(self, at: dict[str, Any]) -> dict[str, Any]:
         meta = {
@@ -468,9 +420,9 @@ class Runner(mmengine.runner.Runner):
             "attnzoo_version": __version__,
             "torch_version": str(torch.__version__),
         }
-        dataset = getattr(getattr(self.train_loop, "dataloader", None), "dataset", None)
-        if hasattr(dataset, "metainfo"):
-            meta["dataset_meta"] = files.plain(dict(dataset.metainfo))
+        metainfo = getattr(self.train_loop.dataloader.dataset, "metainfo", None)
+        if metainfo is not None:
+            meta["dataset_meta"] = files.plain(dict(metainfo))
         return {
             "meta": meta,
             "state_dict": files.plain(dict(self.bare_model.state_dict())),

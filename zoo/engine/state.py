@@ -22,7 +22,8 @@ def seed_everything(seed: int, rank: int = 0) -> None:
 
 def rng_state() -> dict[str, Any]:
     """The state of every global generator, as tensors, numbers and lists."""
-    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002
+    name, keys, position, has_gauss, cached = numpy_state
     version, internal, gauss = random.getstate()
     state: dict[str, Any] = {
         "python": {"version": version, "internal": list(internal), "gauss": gauss},
@@ -79,6 +80,7 @@ def set_gradients(model: nn.Module, grads: dict[str, torch.Tensor]) -> None:
         elif hasattr(p, "device_mesh"):
             from torch.distributed.tensor import DTensor
 
-            p.grad = DTensor.from_local(grads[name].to(p.device), p.device_mesh, p.placements)
+            sharded: Any = p
+            p.grad = DTensor.from_local(grads[name].to(p.device), sharded.device_mesh, sharded.placements)
         else:
             p.grad = grads[name].to(p.device)

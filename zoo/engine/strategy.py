@@ -75,7 +75,8 @@ class Strategy:
         units = [m for m in model.modules() if m is not model and type(m).__name__.endswith(self.units)]
         for unit in reversed(units):  # inner ones first
             fully_shard(unit, **arguments)
-        return fully_shard(model, **arguments)
+        fully_shard(model, **arguments)
+        return model
 
 
 def is_sharded(model: nn.Module) -> bool:
