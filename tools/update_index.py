@@ -1,4 +1,6 @@
-"""Bring ``weights/index`` up to date with the registered models: sizes are counted, everything else is kept.
+"""Bring ``weights/index`` and ``docs/models.md`` up to date with the registered models.
+
+Sizes are counted, everything else in the index is kept.
 
     python tools/update_index.py           # rewrite the files
     python tools/update_index.py --check   # only say whether they are up to date (exit status 1 if not)
@@ -16,11 +18,14 @@ from typing import Any
 
 import yaml
 
+from zoo.cli.output import human
 from zoo.complexity import count_flops, count_parameters, on_meta
 from zoo.mixers.base import Mixer
 from zoo.registry import MIXERS, MODELS
 
-INDEX = Path(__file__).resolve().parents[1] / "weights" / "index"
+ROOT = Path(__file__).resolve().parents[1]
+INDEX = ROOT / "weights" / "index"
+TABLE = ROOT / "docs" / "models.md"
 
 
 def measured(name: str) -> dict[str, Any]:
@@ -53,24 +58,54 @@ def updated(system: str, data: dict[str, Any]) -> dict[str, Any]:
     return {**{k: v for k, v in data.items() if k != "models"}, "models": ordered}
 
 
+def table(systems: list[dict[str, Any]]) -> str:
+    """``docs/models.md``: all models in Markdown."""
+    lines = [
+        "# Models",
+        "",
+        "Parameters are counted with 1000 classes, FLOPs (multiply-accumulates of one image at the input size) from what",
+        "this project computes. Accuracies are top-1 on ImageNet-1K as the authors published them; none has been",
+        "reproduced here. This page is written by `tools/update_index.py`.",
+    ]
+    for data in systems:
+        source = data.get("source")
+        about = [f"paper {data['paper']}" if data.get("paper") else "", f"source `{source}`" if source else ""]
+        lines += ["", f"## {data['title']}", ""]
+        lines += [", ".join(a for a in about if a) + f", licence {data.get('licence') or 'not stated'}.", ""]
+        lines += [
+            "| model | mixers | parameters | FLOPs | input | published top-1 | weights |",
+            "|---|---|--:|--:|--:|--:|---|",
+        ]
+        for name, m in data["models"].items():
+            top1 = next((x["top1"] for x in m["metrics"] if x.get("dataset") == "imagenet-1k" and "top1" in x), "")
+            lines.append(
+                f"| `{name}` | {', '.join(m['mixers'])} | {human(m['params'])} | {human(m['flops'])} "
+                f"| {m['input_size']} | {top1} | {m['weights'].get('status', 'none')} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 if a file is out of date")
     args = parser.parse_args()
-    systems = {MODELS.entry(n).meta["family"] for n in MODELS.names()}
-    stale = []
-    for system in sorted(systems):
+    names = sorted({MODELS.entry(n).meta["family"] for n in MODELS.names()})
+    systems = []
+    for system in names:
         path = INDEX / f"{system}.yaml"
         data = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        data = {"system": system, "title": system, "task": "classification", **data}
-        new = yaml.safe_dump(updated(system, data), sort_keys=False, width=110, allow_unicode=True)
-        if not path.is_file() or path.read_text(encoding="utf-8") != new:
+        systems.append(updated(system, {"system": system, "title": system, "task": "classification", **data}))
+    wanted = {INDEX / f"{d['system']}.yaml": yaml.safe_dump(d, sort_keys=False, width=110) for d in systems}
+    wanted[TABLE] = table(systems)
+    stale = []
+    for path, text in wanted.items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
             stale.append(path.name)
             if not args.check:
                 temporary = path.with_suffix(".tmp")
-                temporary.write_text(new, encoding="utf-8")
+                temporary.write_text(text, encoding="utf-8")
                 os.replace(temporary, path)
-    stale += [p.name for p in INDEX.glob("*.yaml") if p.stem not in systems]
+    stale += [p.name for p in INDEX.glob("*.yaml") if p.stem not in names]
     print(f"{'out of date' if args.check else 'written'}: {', '.join(stale) or 'nothing'}")
     return 1 if args.check and stale else 0
 

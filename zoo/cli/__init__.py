@@ -16,14 +16,12 @@ VERBS = ("list", "show", "train", "test", "predict", "bench", "data", "config", 
 USER_ERRORS = (ValueError, TypeError, LookupError, OSError, RuntimeError)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``zoo VERB ...``; returns the exit status: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser for a command line; only the verb that is asked for is imported, so that `zoo list` starts at once."""
     parser = argparse.ArgumentParser(prog="zoo", description="Train, evaluate and use the models of attnzoo.")
     parser.add_argument("--version", action="version", version=f"attnzoo {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    # only the verb that is asked for is imported, so that `zoo list` starts at once
     asked = next((a for a in argv if not a.startswith("-")), None)
     for verb in VERBS:
         module = importlib.import_module(f"zoo.cli.{_file(verb)}") if asked in (verb, None) else None
@@ -33,7 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if module:
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``zoo VERB ...``; returns the exit status: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = build_parser(argv).parse_args(argv)
     try:
         return args.run(args) or 0
     except KeyboardInterrupt:
