@@ -126,10 +126,9 @@ def window_backward(
     channel = head * D + d
     added = tl.zeros((BM, BN), tl.float32)
     dbias = tl.zeros((BM, BN), tl.float32)
-    dpad_k = tl.zeros((BD,), tl.float32)
-    dpad_v = tl.zeros((BD,), tl.float32)
     tile = m[:, None] * BN + n[None, :]
     dbias_ptr += program.to(tl.int64) * BLOCKS * BM * BN
+    dpad_ptr += program.to(tl.int64) * 2 * BN * BD
     if HAS_BIAS:
         bias_ptr += head * BLOCKS * BM * BN + tile
         if BLOCKS == 1:
@@ -192,15 +191,13 @@ def window_backward(
         tl.store(dk_ptr + where, cast(dk, dk_ptr.dtype.element_ty), mask=inside_k)
         tl.store(dv_ptr + where, cast(dv, dv_ptr.dtype.element_ty), mask=inside_k)
         if PAD_VALUE:
-            outside = (seen & ~real)[:, None]
-            dpad_k += tl.sum(tl.where(outside, dk, 0.0), 0)
-            dpad_v += tl.sum(tl.where(outside, dv, 0.0), 0)
+            # The program's own tiles, summed over tokens and programs afterwards.
+            outside = (seen & ~real)[:, None] & in_head[None, :]
+            own = dpad_ptr + n[:, None] * BD + d[None, :]
+            tl.store(own, tl.load(own, mask=outside, other=0.0) + dk, mask=outside)
+            tl.store(own + BN * BD, tl.load(own + BN * BD, mask=outside, other=0.0) + dv, mask=outside)
     if BIAS_GRAD and BLOCKS == 1:
         tl.store(dbias_ptr + tile, dbias)
-    if PAD_VALUE:
-        dpad_ptr += program * 2 * BD + d
-        tl.store(dpad_ptr, dpad_k)
-        tl.store(dpad_ptr + BD, dpad_v)
 
 
 class _Call:
@@ -269,7 +266,8 @@ def _backward(
     tiles = (call.programs, heads, call.blocks * call.bm, call.bn)
     dbias = torch.zeros(tiles if bias is not None else (1,), dtype=torch.float32, device=q.device)
     has_pad = call.constants["PAD_VALUE"]
-    dpad = torch.zeros((call.programs, heads, 2, call.bd) if has_pad else (1,), dtype=torch.float32, device=q.device)
+    pads_shape = (call.programs, heads, 2, call.bn, call.bd)
+    dpad = torch.zeros(pads_shape if has_pad else (1,), dtype=torch.float32, device=q.device)
     grad = unit_stride(grad)
     with device_of(q):
         window_backward[(call.programs, heads)](
@@ -279,7 +277,7 @@ def _backward(
         )  # fmt: skip
     return (
         None if bias is None else dbias.sum(0)[:, : call.n, : call.nk].to(bias.dtype),
-        dpad.sum(0)[:, :, : call.d].transpose(0, 1).reshape(2, -1) if has_pad else None,
+        dpad.sum((0, 3))[:, :, : call.d].transpose(0, 1).reshape(2, -1) if has_pad else None,
     )
 
 
