@@ -97,7 +97,7 @@ def main() -> int:
         shutil.rmtree(work_dir, ignore_errors=True)
         print(f"training {name} ...", flush=True)
         results.append(train(name, work_dir))
-        print(f"  {results[-1]['top1']:.2f} % of 360 held-out scans, {results[-1]['seconds']:.0f} s", flush=True)
+        print(f"  {results[-1]['top1']:.2f} % of 359 held-out scans, {results[-1]['seconds']:.0f} s", flush=True)
     draw_predictions(results[0], args.out)
     draw_attention(results[-1], args.out)
     shutil.copy(args.out / args.configs[0] / "curves.png", args.out / "curves.png")

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,437 scans to train on, 360 held out, enlarged from 8 x 8 to 32 x 32 pixels."""
+"""scikit-learn's handwritten digits: 1,438 scans to train on, 359 held out, enlarged from 8 x 8 to 32 x 32 pixels."""
 
 from mmengine.dataset import DefaultSampler
 
