@@ -14,21 +14,23 @@ from zoo.engine.compat import ddp_arguments, init_process_group, local_device
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def _imported(code: str) -> set[str]:
-    script = f"import sys\n{code}\nprint(*[m for m in sys.modules if '.' not in m])"
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
-    return set(run.stdout.split())
-
-
 def test_engine_does_not_import_transformers() -> None:
-    found = _imported("import zoo.engine.runner, zoo.engine.launch")
-    assert "mmengine" in found
-    assert "transformers" not in found
-
-
-def test_transformers_can_be_imported_afterwards() -> None:
-    pytest.importorskip("transformers")
-    assert "transformers" in _imported("import zoo.engine.compat, transformers\nassert transformers.__version__")
+    """But leaves it importable."""
+    code = """
+import sys
+import zoo.engine.runner, zoo.engine.launch
+assert "mmengine" in sys.modules
+assert "transformers" not in sys.modules, "imported"
+try:
+    import transformers
+except ModuleNotFoundError as error:
+    assert "is not a package" not in str(error) and "halted" not in str(error), error
+else:
+    assert transformers.__version__
+print("well")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.stdout.strip() == "well", run.stderr
 
 
 def test_process_group_needs_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
