@@ -85,6 +85,7 @@ class TestDigits:
         train, test = Digits("train"), Digits("test")
         paths = {train.path_of(i) for i in range(len(train))}, {test.path_of(i) for i in range(len(test))}
         assert not paths[0] & paths[1]
+        assert (len(train), len(test)) == (1438, 359)
         assert len(paths[0] | paths[1]) == 1797
         shares = np.bincount(test.labels) / (np.bincount(test.labels) + np.bincount(train.labels))
         assert np.abs(shares - 0.2).max() < 0.005
