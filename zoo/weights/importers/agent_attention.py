@@ -23,7 +23,7 @@ SWIN = "models.agent_swin.AgentSwinTransformer"
 CSWIN = "models.agent_cswin.CSWinTransformer"
 
 #: our classes that an entry's checkpoints are for
-MODELS = {DEIT: ("AgentDeiT",), PVT: ("AgentPVT",), SWIN: ("AgentSwin",), CSWIN: ("AgentCSWin",)}
+CHECKPOINTS = {DEIT: ("AgentDeiT",), PVT: ("AgentPVT",), SWIN: ("AgentSwin",), CSWIN: ("AgentCSWin",)}
 
 _COMMON: dict[str, Any] = dict(
     img_size=224, patch_size=16, in_chans=3, num_classes=1000, drop_rate=0.0, attn_drop_rate=0.0, drop_path_rate=0.0
