@@ -117,11 +117,12 @@ def test_official_state_dict_maps_both_ways(conformance_dir):
         assert all(torch.equal(back[k], state[k]) for k in state)
 
 
-def test_dense_prediction_form():
+@pytest.mark.parametrize("entry", davit.DENSE_NETWORKS)
+def test_dense_prediction_form(entry):
     # norm_i on every map and GELU in the position encodings; the maps before them are those of the plain model.
-    config = davit.config_from_official(davit.DENSE_NETWORK, dict(embed_dims=(12, 24, 48, 96), cpe_act=True))
+    config = davit.config_from_official(entry, dict(embed_dims=(12, 24, 48, 96), cpe_act=True))
     model = randomised(build(config, MODELS))
-    names = set(davit.revert_state_dict(davit.DENSE_NETWORK, model.state_dict()))
+    names = set(davit.revert_state_dict(entry, model.state_dict()))
     assert {"norm0.weight", "norm3.bias", "main_blocks.0.0.1.cpe.1.proj.weight"} <= names
     assert not any(n.startswith(("head", "norms")) for n in names)
     plain = DaViT(**{k: v for k, v in config.items() if k not in ("type", "norm_outputs")}).eval()

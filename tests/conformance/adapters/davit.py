@@ -9,7 +9,7 @@ from zoo.registry import MODELS, build
 from zoo.weights.importers import davit
 
 #: entries that are whole networks
-NETWORKS = (davit.NETWORK, davit.DENSE_NETWORK)
+NETWORKS = (davit.NETWORK, *davit.DENSE_NETWORKS)
 
 
 def _tokens(x: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def run(entry: str, kwargs: dict[str, Any], state: dict[str, Tensor], inputs: di
     model = build(davit.config_from_official(entry, kwargs), MODELS).eval()
     model.load_state_dict(davit.convert_state_dict(entry, state))
     x = inputs["x"]
-    if entry == davit.DENSE_NETWORK:
+    if entry in davit.DENSE_NETWORKS:
         return {f"stage{i}": m for i, m in enumerate(model(x))}
     if entry == davit.NETWORK:
         outputs = {f"stage{i}": _tokens(m) for i, m in enumerate(model.forward_features(x))}

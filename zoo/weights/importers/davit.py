@@ -11,8 +11,8 @@ from zoo.backbones.davit import ATTENTION_TYPES
 from zoo.weights.importers._official import KeyMap, layer_norm_eps, official_arguments, parse_class, refuse
 
 NETWORK = "timm.models.davit.DaViT"
-#: the authors' class for detection and segmentation (mmdet/ and mmseg/ of their repository)
-DENSE_NETWORK = "mmdet.models.backbones.davit.DaViT"
+#: the authors' classes for detection and segmentation, which are the same
+DENSE_NETWORKS = ("mmdet.models.backbones.davit.DaViT", "mmseg.models.backbones.davit.DaViT")
 SPATIAL_BLOCK = "timm.models.davit.SpatialBlock"
 CHANNEL_BLOCK = "timm.models.davit.ChannelBlock"
 
@@ -110,9 +110,9 @@ def config_from_official(entry: str, kwargs: Mapping[str, Any]) -> dict[str, Any
     """
     if entry in (SPATIAL_BLOCK, CHANNEL_BLOCK):
         return _block_config(entry, kwargs)
-    if entry not in (NETWORK, DENSE_NETWORK):
+    if entry not in (NETWORK, *DENSE_NETWORKS):
         raise LookupError(f"davit: no entry {entry!r}")
-    dense = entry == DENSE_NETWORK
+    dense = entry in DENSE_NETWORKS
     a = official_arguments(entry, kwargs, _DENSE_DEFAULTS if dense else _NETWORK_DEFAULTS)
     if a["patch_size"] not in (4, [4, 4], (4, 4)):
         raise refuse(entry, "patch_size", a["patch_size"], "4 (the authors' stem is defined for no other)")
