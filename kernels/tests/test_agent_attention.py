@@ -93,6 +93,27 @@ def test_eager_form(monkeypatch, agents, dtype, learned, fused):
     assert_close("output", got, want, dtype)
 
 
+@pytest.mark.parametrize("agents", [3, 45])
+@pytest.mark.parametrize("kind", ["transposed", "row", "none"])
+def test_eager_in_chunks_of_queries(monkeypatch, agents, kind):
+    tensors, bias = inputs(n=300, m=20, agents=agents, dtype=torch.float32)
+    query_bias = {
+        "transposed": bias["query_bias"].transpose(2, 3).contiguous().transpose(2, 3),
+        "row": bias["query_bias"][0, 0, 0],
+        "none": None,
+    }[kind]
+    monkeypatch.setattr(eager, "LONG", 300)
+    monkeypatch.setattr(eager, "CHUNK_ELEMENTS", 1)  # the least: 128 queries a piece
+    pieces = []
+    inner = eager._transposed
+    monkeypatch.setattr(eager, "_transposed", lambda q, *a: pieces.append(q.shape[2]) or inner(q, *a))
+    got = agent_attention(*tensors, query_bias=query_bias)
+    assert pieces == ([128, 128, 44] if agents == 3 or kind == "transposed" else [])
+    double = None if query_bias is None else query_bias.double()
+    want = agent_attention(*(t.double() for t in tensors), query_bias=double, backend="reference")
+    assert_close("output", got, want)
+
+
 # --- all backends ----------------------------------------------------------------------------------------------------
 
 

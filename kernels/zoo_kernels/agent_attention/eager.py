@@ -11,6 +11,11 @@ FEW_AGENTS = 40
 #: Below this many agents a softmax along them is slow enough for training to pay for the transposed form too.
 VERY_FEW_AGENTS = 16
 
+#: From this many queries on, copying a transposed bias costs more than the fused kernel gains.
+LONG = 1024
+#: Logits of one piece of queries: well inside an L2 cache.
+CHUNK_ELEMENTS = 160_000
+
 
 def _fused(q: Tensor, agents: int, bias: Tensor | None) -> bool:
     """Whether one scaled_dot_product_attention call is the faster form of softmax(scale q k^T + bias) v."""
@@ -42,6 +47,29 @@ def _logits(rows: Tensor, columns: Tensor, bias: Tensor | None, scale: float) ->
     return logits.unflatten(0, (B, h))
 
 
+def _transposed(q: Tensor, agent: Tensor, agent_v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Queries <- agents with logits [B, h, n, N]: a softmax across few rows is vectorised along the long ones."""
+    if bias is not None:
+        bias = bias.expand(*q.shape[:3], agent.shape[2]).transpose(2, 3)
+    return _logits(agent, q, bias, scale).softmax(2).transpose(2, 3) @ agent_v
+
+
+def _transposed_in_chunks(
+    q: Tensor, agent: Tensor, agent_v: Tensor, bias: Tensor | None, scale: float, size: int
+) -> Tensor:
+    """As :func:`_transposed`, ``size`` queries at a time. Not for autograd."""
+    B, h, N, _ = q.shape
+    out = q.new_empty(B, N, h, agent_v.shape[3]).transpose(1, 2)
+    if bias is not None:
+        bias = bias.expand(*bias.shape[:-2], N, agent.shape[2])
+    for i in range(0, N, size):
+        piece = slice(i, i + size)
+        out[:, :, piece] = _transposed(
+            q[:, :, piece], agent, agent_v, None if bias is None else bias[..., piece, :], scale
+        )
+    return out
+
+
 def forward(
     q: Tensor,
     k: Tensor,
@@ -68,11 +96,17 @@ def forward(
     else:
         agent_v = _logits(agent, k, agent_bias, scale).softmax(-1) @ v
 
-    if _fused(q, n, query_bias):
+    # A transposed bias, which is how position tables [h, n, H, W] give it, is read as it lies by the transposed form;
+    # a short one is copied soon enough.
+    as_it_lies = query_bias is not None and query_bias.dim() > 1 and query_bias.stride(-1) != 1
+    as_it_lies = as_it_lies and q.shape[2] >= LONG
+    plain = not training and q.device.type == "cpu" and q.dtype == torch.float32
+    if _fused(q, n, query_bias) and not (as_it_lies and plain):
         return _sdpa(q, agent, agent_v, query_bias, scale)
-    if n < VERY_FEW_AGENTS or not training:
-        # Logits [B, h, n, N]: a softmax across few rows is vectorised along the long ones.
-        bias = None if query_bias is None else query_bias.expand(*q.shape[:3], n).transpose(2, 3)
-        return _logits(agent, q, bias, scale).softmax(2).transpose(2, 3) @ agent_v
-    logits = q @ scaled.transpose(2, 3)
-    return (logits if query_bias is None else logits + query_bias).softmax(-1) @ agent_v
+    if training and n >= VERY_FEW_AGENTS:
+        logits = q @ scaled.transpose(2, 3)
+        return (logits if query_bias is None else logits + query_bias).softmax(-1) @ agent_v
+    size = max(128, CHUNK_ELEMENTS // max(1, q.shape[0] * q.shape[1] * n))
+    if training or torch.compiler.is_compiling() or size >= q.shape[2]:
+        return _transposed(q, agent, agent_v, query_bias, scale)
+    return _transposed_in_chunks(q, agent, agent_v, query_bias, scale, size)
