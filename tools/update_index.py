@@ -63,8 +63,8 @@ def table(systems: list[dict[str, Any]]) -> str:
     lines = [
         "# Models",
         "",
-        "Parameters are counted with 1000 classes, FLOPs (multiply-accumulates of one image at the input size) from what",
-        "this project computes. Accuracies are top-1 on ImageNet-1K as the authors published them; none has been",
+        "Parameters are counted with 1000 classes, FLOPs (multiply-accumulates of one image of the input size) from",
+        "what this project computes. Accuracies are top-1 on ImageNet-1K as the authors published them; none has been",
         "reproduced here. This page is written by `tools/update_index.py`.",
     ]
     for data in systems:

@@ -1,24 +1,46 @@
-"""Writing a small file so that it is there whole or not at all."""
+"""Writing a file so that it is there whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 
-def write_file(path: str | os.PathLike, content: bytes | str) -> Path:
-    """Write ``content`` under a temporary name beside ``path``, then rename it; folders are made as needed.
+def save_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> Path:
+    """Write a file under a temporary name in the same folder, flush it to the disk, and rename it.
+
+    A crash or a full disk leaves what was at ``path`` before, and no temporary file where the process survives. Folders
+    are made as needed.
 
     Raises:
-        OSError: it cannot be written; what was at ``path`` is still there.
+        OSError: it cannot be written; so does whatever ``write`` raises. What was at ``path`` is still there.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are readable by their owner alone
+        os.replace(name, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
         raise
     return path
+
+
+def write_file(path: str | os.PathLike[str], content: bytes | str) -> Path:
+    """Write ``content`` atomically, see :func:`save_atomically`."""
+    data = content.encode() if isinstance(content, str) else content
+    return save_atomically(path, lambda file: file.write(data))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -15,7 +15,8 @@ import torch
 from zoo.engine import checkpoint as files
 from zoo.engine.checkpoint import checkpoint_files, find_last_good, what_is_wrong, write_checkpoint, write_pointer
 from zoo.engine.hooks import NonFiniteLossError
-from zoo.weights.checkpoint import CheckpointError, read_checkpoint, save_atomically
+from zoo.files import save_atomically
+from zoo.weights.checkpoint import CheckpointError, read_checkpoint
 
 BY_ITERATION = {"default_hooks.checkpoint.by_epoch": False, "default_hooks.checkpoint.max_keep": 0}
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
+from zoo.files import save_atomically
 from zoo.weights.checkpoint import (
     CheckpointError,
     read_checkpoint,
-    save_atomically,
     save_safetensors,
     state_dict_of,
 )

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from zoo.classification.inference import expand, load_predictor
-    from zoo.weights.checkpoint import save_atomically
+    from zoo.files import write_file
 
     files = [item for _, item in expand(args.images)]
     predictor = load_predictor(args.model_or_config, args.weights, device=args.device, amp=args.amp)
@@ -47,9 +47,7 @@ def run(args: argparse.Namespace) -> int:
         if pictures and result.image is not None:
             _draw(result, out / f"{number:05d}_{Path(result.source).stem}.png", args.topk)
     if out is not None:
-        save_atomically(
-            out / "predictions.jsonl", lambda f: f.write("".join(f"{x}\n" for x in lines).encode()) and None
-        )
+        write_file(out / "predictions.jsonl", "".join(f"{x}\n" for x in lines))
         print(f"{len(lines)} predictions are in {out}", file=sys.stderr)
     if failed:
         print(f"{failed} of {len(lines)} images could not be read", file=sys.stderr)

@@ -7,13 +7,14 @@ import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 
-from zoo.weights.checkpoint import CheckpointError, save_atomically
+from zoo.files import save_atomically, write_file
+from zoo.weights.checkpoint import CheckpointError
 
 #: The file in a work directory that holds the name of the newest checkpoint.
 POINTER = "last_checkpoint"
@@ -35,18 +36,9 @@ def write_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
         ) from e
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file atomically."""
-
-    def write(file: IO[bytes]) -> None:
-        file.write(text.encode())
-
-    save_atomically(path, write)
-
-
 def write_pointer(work_dir: str | Path, name: str) -> None:
     """Record the newest checkpoint's file name (relative, so that the directory can be moved)."""
-    write_text(Path(work_dir) / POINTER, name)
+    write_file(Path(work_dir) / POINTER, name)
 
 
 def remove_leftovers(work_dir: str | Path) -> None:

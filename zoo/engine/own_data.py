@@ -15,9 +15,9 @@ from zoo.data.image_folder import ImageFolder, find_splits
 from zoo.data.loading import read_image
 from zoo.engine.config import ConfigError, config_roots, config_text, load_config
 from zoo.engine.optim import WarmupCosineLR
+from zoo.files import write_file
 from zoo.metrics.accuracy import Accuracy
 from zoo.registry import MODELS
-from zoo.weights.checkpoint import save_atomically
 from zoo.weights.index import model_info
 
 # isort: split
@@ -146,7 +146,7 @@ def own_data_config(
     file = out / f"{model}_{Path(data).resolve().name}.py"
     text = config_text(Config(values, format_python_code=False))
     header = f'"""{model} on {Path(data).name}: {count} training images, {train.num_classes} classes."""\n\n'
-    save_atomically(file, lambda handle: handle.write((header + text).encode()) and None)
+    write_file(file, header + text)
     return load_config(file)
 
 

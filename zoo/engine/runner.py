@@ -37,6 +37,7 @@ from zoo.engine.loops import EpochTrainLoop, IterTrainLoop, TestLoop, ValLoop
 from zoo.engine.optim import ParamGroups, WarmupCosineLR, whole_norm
 from zoo.engine.state import gradients, rng_state, seed_everything, set_gradients, set_rng_state, undisturbed_rng
 from zoo.engine.strategy import Strategy, is_sharded
+from zoo.files import write_file
 from zoo.weights.checkpoint import CheckpointError, read_checkpoint
 from zoo.weights.load import load_weights
 
@@ -136,7 +137,7 @@ class Runner(mmengine.runner.Runner):
         """Write the config into the work directory, in the form that :func:`zoo.engine.config.load_config` reads."""
         if is_main_process():
             name = Path(self.cfg.filename).name if self.cfg.filename else "config.py"
-            files.write_text(Path(self.work_dir) / name, config_text(self.cfg))
+            write_file(Path(self.work_dir) / name, config_text(self.cfg))
 
     # -- building -------------------------------------------------------------------------------------------------
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import importlib
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from zoo.files import write_file
 
 #: Names, besides torch's own, that a checkpoint may use: plain containers of numbers and options
 #: that mmengine, numpy and training scripts write.
@@ -159,35 +160,9 @@ def state_dict_of(content: Any, *, prefer_ema: bool = True) -> dict[str, Tensor]
     return state
 
 
-def save_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], None]) -> None:
-    """Write a file under a temporary name in the same folder, flush it to the disk, and rename it.
-
-    A crash or a full disk leaves what was at ``path`` before, and no temporary file where the process survives.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def save_safetensors(path: str | os.PathLike[str], state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a state dict as safetensors, atomically."""
     from safetensors.torch import save
 
     data = save({k: v.detach().cpu().contiguous() for k, v in state.items()}, metadata)
-    save_atomically(path, lambda file: file.write(data) and None)
+    write_file(path, data)

@@ -8,7 +8,8 @@ import urllib.request
 from pathlib import Path
 from typing import IO
 
-from zoo.weights.checkpoint import CheckpointError, save_atomically
+from zoo.files import save_atomically
+from zoo.weights.checkpoint import CheckpointError
 from zoo.weights.index import home, local_weights, model_info
 
 

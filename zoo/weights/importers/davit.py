@@ -17,7 +17,7 @@ SPATIAL_BLOCK = "timm.models.davit.SpatialBlock"
 CHANNEL_BLOCK = "timm.models.davit.ChannelBlock"
 
 #: our classes that an entry's checkpoints are for
-CHECKPOINTS = {NETWORK: ("DaViT",), DENSE_NETWORK: ("DaViT",)}
+CHECKPOINTS = dict.fromkeys((NETWORK, *DENSE_NETWORKS), ("DaViT",))
 
 _DENSE_DEFAULTS: dict[str, Any] = dict(
     in_chans=3,
