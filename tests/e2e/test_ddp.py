@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from zoo.engine.runner import STOP_CHECK
 from zoo.weights.checkpoint import read_checkpoint
 
 PARTS = Path(__file__).parents[1] / "engine" / "parts"
@@ -84,3 +87,24 @@ def test_resumes_in_two_processes(runs: tuple[Path, Path, str], tmp_path: Path) 
     assert "epoch 2, iteration 10" in printed
     expected, found = (read_checkpoint(d / "epoch_3.pth")["state_dict"] for d in (two, work_dir))
     assert all(torch.equal(found[k], v) for k, v in expected.items())
+
+
+@pytest.mark.slow
+def test_sigterm_stops_all_processes_with_a_checkpoint(tmp_path: Path) -> None:
+    """The processes agree on the iteration at which they stop; rank 0 saves it."""
+    config = _config(tmp_path, "endless", "train_cfg.update(max_epochs=100000)\n")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launcher, str(PARTS / "run_toy.py"), str(config), str(tmp_path / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:
+        deadline = time.monotonic() + 240
+        while not list((tmp_path / "run").glob("epoch_*.pth")) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        run.send_signal(signal.SIGTERM)
+        _, errors = run.communicate(timeout=120)
+    assert run.returncode != 0
+    name = (tmp_path / "run" / "last_checkpoint").read_text()
+    assert name.startswith("iter_"), errors.decode()[-2000:]
+    saved = read_checkpoint(tmp_path / "run" / name)
+    assert saved["meta"]["iter"] % STOP_CHECK == 0
+    assert len(saved["ranks"]) == 2
