@@ -4,7 +4,8 @@ An operator is a folder with one module a backend. A backend module defines ``fo
 operator's own signature (less ``backend``) and may define ``can_run(*args, **kwargs) -> str | None``: ``None`` if it
 can serve the call, otherwise one sentence with the reason. The rule is the same for every operator:
 
-* ``backend="auto"``: triton if the first tensor is on a CUDA device and the triton backend can run; otherwise eager.
+* ``backend="auto"``: triton if the first tensor is on a CUDA device, the triton backend can run and no graph is being
+  exported; otherwise eager.
 * ``backend="<name>"``: that backend; if it cannot run, :class:`BackendError` with its reason.
 
 No environment variable changes this. Tests may use :func:`use_backend`.
@@ -47,6 +48,16 @@ class Verdict:
         return f"{self.backend}: {state}"
 
 
+@torch.compiler.assume_constant_result
+def _missing() -> str | None:
+    return triton_missing()
+
+
+@torch.compiler.assume_constant_result
+def _module(operator: str, backend: str) -> ModuleType:
+    return importlib.import_module(f"zoo_kernels.{operator}.{backend}")
+
+
 @lru_cache(maxsize=1)
 def triton_missing() -> str | None:
     """Why Triton kernels cannot be used here, or None. Probes for the package and a driver without importing triton."""
@@ -64,6 +75,15 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+def exporting() -> bool:
+    """Whether a graph is being made that leaves PyTorch (torch.export, ONNX), where a custom operator is unknown."""
+    if hasattr(torch.compiler, "is_exporting"):  # since torch 2.7; before, only export without dynamo can be told
+        is_exporting = torch.compiler.is_exporting()
+    else:
+        is_exporting = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+    return is_exporting or torch.jit.is_tracing()
+
+
 def multiprocessors(device: torch.device) -> int:
     """Number of multiprocessors of a CUDA device; 132 (H100, H200) for another, where kernels are only built."""
     if device.type != "cuda":
@@ -78,7 +98,7 @@ def tensors(*args: Any, **kwargs: Any) -> list[torch.Tensor]:
 
 def triton_can_run(*args: Any, **kwargs: Any) -> str | None:
     """The part of ``can_run`` that all triton backends share: package, driver, device, dtype."""
-    reason = triton_missing()
+    reason = _missing()
     if reason is not None:
         return reason
     for t in tensors(*args, **kwargs):
@@ -121,16 +141,13 @@ class Operator:
         self.backends = backends
         self.function = function
         self.autocast = autocast
-        self._modules: dict[str, ModuleType] = {}
         # torch.compile cannot trace an import: the light backend is there before a first call that is compiled.
         if "eager" in backends and f"zoo_kernels.{name}" in sys.modules:
             self.load("eager")
 
     def load(self, backend: str) -> ModuleType:
         """Import a backend's module (triton only now, when it is used)."""
-        if backend not in self._modules:
-            self._modules[backend] = importlib.import_module(f"zoo_kernels.{self.name}.{backend}")
-        return self._modules[backend]
+        return _module(self.name, backend)
 
     def why_not(self, backend: str, *args: Any, **kwargs: Any) -> str | None:
         """The reason why ``backend`` cannot serve this call, or None if it can."""
@@ -155,7 +172,9 @@ class Operator:
             backend = _forced
         if backend == "auto":
             first = next(iter(tensors(*args, **kwargs)), None)
-            if first is not None and first.is_cuda and self.why_not("triton", *args, **kwargs) is None:
+            if first is None or not first.is_cuda or exporting():
+                return "eager"
+            if self.why_not("triton", *args, **kwargs) is None:
                 return "triton"
             return "eager"
         if backend not in BACKENDS:
