@@ -330,6 +330,35 @@ def test_export_holds_no_custom_operator() -> None:
     assert_close("exported", program.module()(value, *rest), Module()(value, *rest))
 
 
+@pytest.mark.usefixtures("triton_ready")
+@pytest.mark.parametrize("backend", ["eager", "triton"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_vmap(shared: bool, backend: str, device: str) -> None:
+    """Mapped over a further dimension of all inputs, or of the samples only; forward and gradients."""
+    where = device_of(backend, device)
+    value, shapes, *samples = cases.fused(((4, 2), (1, 1)), 6, 3, 1, 4, 2, 2)
+    folded = [t.unflatten(0, (3, 2)).to(where) for t in (value, *samples)]
+    dims = (None if shared else 0, 0, 0, 0)
+    if shared:
+        folded[0] = folded[0][1]
+
+    def run(*t: Tensor) -> Tensor:
+        return ms_deform_attention_fused(t[0], shapes, *t[1:], backend=backend)
+
+    def slices(i: int) -> list[Tensor]:
+        return [t if d is None else t[i] for t, d in zip(folded, dims)]
+
+    results = []
+    for mapped in (True, False):
+        leaves = folded = [t.detach().requires_grad_() for t in folded]
+        out = (
+            torch.func.vmap(run, in_dims=dims)(*leaves) if mapped else torch.stack([run(*slices(i)) for i in range(3)])
+        )
+        results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    for got, want in zip(*results):
+        assert_close("mapped", got, want)
+
+
 def test_auto_on_cpu_is_eager() -> None:
     value, shapes, locations, weights = cases.classic(((4, 3),), 1, 2, 1, 4, 1)
     verdicts = explain("ms_deform_attention", value, shapes, locations[:, :, :, 0], weights[:, :, :, 0], (1,))

@@ -1,9 +1,7 @@
-"""Multi-scale deformable attention as Triton kernels.
+"""Multi-scale deformable attention on the GPU: launches of the kernels and their autograd.
 
-A program computes a tile of queries for one head: for each sample it reads two pairs of x-neighbours, ``[tile, 2, d]``,
-which in head-major values are one contiguous line each. Softmax over the logits and the location arithmetic happen in
-registers, all accumulation is in float32. Where there are as many queries as positions (an encoder), tiles of queries
-are tiles of the image rather than of a raster line, so that their samples share cache lines.
+Where there are as many queries as positions (an encoder), tiles of queries are tiles of the image rather than of a
+raster line, so that their samples share cache lines; values are made head-major first, so that neighbours in x do.
 
 The backward adds the value's gradient with atomics; under ``torch.use_deterministic_algorithms(True)`` it is summed in
 a fixed order instead (the sorted bags of :mod:`zoo_kernels.ms_deform_attention.eager`).
@@ -16,11 +14,11 @@ from functools import lru_cache
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from zoo_kernels.dispatch import multiprocessors
 from zoo_kernels.ms_deform_attention import eager
+from zoo_kernels.ms_deform_attention.kernels import backward_kernel, forward_kernel
 from zoo_kernels.testing import BuildCase
 
 Levels = tuple[tuple[int, int], ...]
@@ -51,270 +49,6 @@ def forward_fused(
 ) -> Tensor:
     """From raw offsets [B,Q,h,T,2], logits [B,Q,h,T] and references [B,Q,L,2|4]."""
     return _attend(value, reference, offsets, logits, [n for s in shapes for n in s], list(points))
-
-
-@triton.jit
-def _sample(offset_x, offset_y, reference, size_x, size_y, count, MODE: tl.constexpr):
-    """Pixel coordinates of a sample, and their derivative by the offset. MODE 0: locations; 2, 4: numbers a reference.
-
-    ``count`` is the level's number of points, ``reference`` points to the level's reference of each query.
-    """
-    if MODE == 0:
-        slope_x = size_x
-        slope_y = size_y
-        origin_x = -0.5
-        origin_y = -0.5
-    else:
-        origin_x = tl.load(reference).to(tl.float32) * size_x - 0.5
-        origin_y = tl.load(reference + 1).to(tl.float32) * size_y - 0.5
-        if MODE == 2:
-            slope_x = 1.0
-            slope_y = 1.0
-        else:
-            slope_x = tl.load(reference + 2).to(tl.float32) * (size_x * 0.5 / count)
-            slope_y = tl.load(reference + 3).to(tl.float32) * (size_y * 0.5 / count)
-    return origin_x + offset_x * slope_x, origin_y + offset_y * slope_y, slope_x, slope_y
-
-
-@triton.jit
-def _slope(u):
-    """Derivative of max(0, 1 - |u|); at its knots the one from the right."""
-    return tl.where((u >= -1) & (u < 0), 1.0, tl.where((u >= 0) & (u < 1), -1.0, 0.0))
-
-
-@triton.jit
-def _softmax_terms(weight, rows, in_q, T: tl.constexpr, TP: tl.constexpr):
-    """Largest logit of each row and the sum of exponentials relative to it."""
-    t = tl.arange(0, TP)
-    logits = tl.load(weight + rows[:, None] + t, mask=in_q[:, None] & (t < T), other=float("-inf")).to(tl.float32)
-    # Rows beyond the end have no logits at all; zero keeps them finite.
-    logits = tl.where(in_q[:, None], logits, 0.0)
-    top = tl.max(logits, 1)
-    return top, tl.sum(tl.exp(logits - top[:, None]), 1)
-
-
-@triton.jit
-def _forward_kernel(
-    value,  # [B, S, h, d] in any strides with stride 1 in d
-    reference,  # [B, Q, L, MODE]
-    xy,  # [B, Q, h, T, 2] contiguous
-    weight,  # [B, Q, h, T] contiguous
-    levels,  # [L, 4] int32: H, W, first position, points
-    order,  # [Q] int32
-    out,  # [B, Q, h, d] contiguous
-    stride_b,
-    stride_s,
-    stride_h,
-    Q,
-    heads,
-    L: tl.constexpr,
-    T: tl.constexpr,
-    TP: tl.constexpr,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    MODE: tl.constexpr,
-    ORDERED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    batch = (tl.program_id(1) // heads).to(tl.int64)
-    head = tl.program_id(1) % heads
-    q = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    in_q = q < Q
-    if ORDERED:
-        q = tl.load(order + q, mask=in_q, other=0)
-    q = tl.where(in_q, q, 0)
-    rows = ((batch * Q + q) * heads + head) * T  # [BLOCK]
-    corner = tl.arange(0, 2)[None, :]  # the left and the right of a pair
-    dim = tl.arange(0, DP)[None, None, :]
-    value += batch * stride_b + head * stride_h
-    if MODE != 0:
-        top, total = _softmax_terms(weight, rows, in_q, T, TP)
-    acc = tl.zeros([BLOCK, 2, DP], tl.float32)
-    first = 0
-    for level in range(L):
-        height = tl.load(levels + level * 4)
-        width = tl.load(levels + level * 4 + 1)
-        start = tl.load(levels + level * 4 + 2)
-        count = tl.load(levels + level * 4 + 3)
-        right = tl.minimum(width - 1, 1) * stride_s  # a level of one column has no right neighbour, its weight is 0
-        below = tl.where(height > 1, width, 0) * stride_s
-        for t in range(first, first + count):
-            ox = tl.load(xy + (rows + t) * 2).to(tl.float32)
-            oy = tl.load(xy + (rows + t) * 2 + 1).to(tl.float32)
-            w = tl.load(weight + rows + t).to(tl.float32)
-            if MODE != 0:
-                w = tl.exp(w - top) / total
-            x, y, _, _ = _sample(
-                ox,
-                oy,
-                reference + ((batch * Q + q) * L + level) * MODE,
-                width.to(tl.float32),
-                height.to(tl.float32),
-                count.to(tl.float32),
-                MODE,
-            )
-            ix = tl.minimum(tl.maximum(x.to(tl.int32), 0), tl.maximum(width - 2, 0))
-            iy = tl.minimum(tl.maximum(y.to(tl.int32), 0), tl.maximum(height - 2, 0))
-            u = (x - ix.to(tl.float32))[:, None] - corner.to(tl.float32)  # [BLOCK, 2]
-            wx = tl.where(corner < width, tl.maximum(1.0 - tl.abs(u), 0.0), 0.0)
-            fy = y - iy.to(tl.float32)
-            wy0 = tl.maximum(1.0 - tl.abs(fy), 0.0)
-            wy1 = tl.where(height > 1, tl.maximum(1.0 - tl.abs(fy - 1.0), 0.0), 0.0)
-            pixel = value + ((start + iy * width + ix) * stride_s)[:, None, None]
-            pixel = pixel + (corner * right)[:, :, None] + dim  # [BLOCK, 2, DP]
-            if D == DP:
-                v0 = tl.load(pixel).to(tl.float32)
-                v1 = tl.load(pixel + below).to(tl.float32)
-            else:
-                v0 = tl.load(pixel, mask=dim < D, other=0.0).to(tl.float32)
-                v1 = tl.load(pixel + below, mask=dim < D, other=0.0).to(tl.float32)
-            wx = wx * w[:, None]
-            acc += (wx * wy0[:, None])[:, :, None] * v0 + (wx * wy1[:, None])[:, :, None] * v1
-        first += count
-    channel = tl.arange(0, DP)[None, :]
-    target = out + (rows // T * D)[:, None] + channel
-    tl.store(target, tl.sum(acc, 1).to(out.dtype.element_ty), mask=in_q[:, None] & (channel < D))
-
-
-@triton.jit
-def _backward_kernel(
-    grad,  # [B, Q, h, d] contiguous
-    value,
-    reference,
-    xy,
-    weight,
-    levels,
-    order,
-    grad_value,  # [B, h, S, d] float32, zeros
-    grad_reference,  # [B, Q, h, L, MODE] float32
-    grad_xy,
-    grad_weight,
-    scratch,  # [B, Q, h, T] float32, with MODE != 0; may be grad_weight
-    stride_b,
-    stride_s,
-    stride_h,
-    S,
-    Q,
-    heads,
-    L: tl.constexpr,
-    T: tl.constexpr,
-    TP: tl.constexpr,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    MODE: tl.constexpr,
-    ORDERED: tl.constexpr,
-    BLOCK: tl.constexpr,
-    SAMPLES: tl.constexpr,
-    REFERENCE: tl.constexpr,
-    ATOMIC: tl.constexpr,
-):
-    batch = (tl.program_id(1) // heads).to(tl.int64)
-    head = tl.program_id(1) % heads
-    q = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    in_q = q < Q
-    if ORDERED:
-        q = tl.load(order + q, mask=in_q, other=0)
-    q = tl.where(in_q, q, 0)
-    rows = ((batch * Q + q) * heads + head) * T
-    corner = tl.arange(0, 2)[None, :]
-    dim = tl.arange(0, DP)[None, None, :]
-    value += batch * stride_b + head * stride_h
-    grad_value += (batch * heads + head) * S * D
-    channel = tl.arange(0, DP)[None, :]
-    inside = in_q[:, None] & (channel < D)
-    g = tl.load(grad + (rows // T * D)[:, None] + channel, mask=inside, other=0.0).to(tl.float32)
-    if MODE != 0:
-        top, total = _softmax_terms(weight, rows, in_q, T, TP)
-        mean = tl.zeros([BLOCK], tl.float32)  # sum over samples of weight * dL/dweight
-    g = g[:, None, :]  # [BLOCK, 1, DP]
-    first = 0
-    for level in range(L):
-        height = tl.load(levels + level * 4)
-        width = tl.load(levels + level * 4 + 1)
-        start = tl.load(levels + level * 4 + 2)
-        count = tl.load(levels + level * 4 + 3)
-        right = tl.minimum(width - 1, 1)
-        below = tl.where(height > 1, width, 0)
-        size_x = width.to(tl.float32)
-        size_y = height.to(tl.float32)
-        at = reference + ((batch * Q + q) * L + level) * MODE
-        origin_dx = tl.zeros([BLOCK], tl.float32)
-        origin_dy = tl.zeros([BLOCK], tl.float32)
-        slope_dx = tl.zeros([BLOCK], tl.float32)
-        slope_dy = tl.zeros([BLOCK], tl.float32)
-        for t in range(first, first + count):
-            ox = tl.load(xy + (rows + t) * 2).to(tl.float32)
-            oy = tl.load(xy + (rows + t) * 2 + 1).to(tl.float32)
-            w = tl.load(weight + rows + t).to(tl.float32)
-            if MODE != 0:
-                w = tl.exp(w - top) / total
-            x, y, slope_x, slope_y = _sample(ox, oy, at, size_x, size_y, count.to(tl.float32), MODE)
-            ix = tl.minimum(tl.maximum(x.to(tl.int32), 0), tl.maximum(width - 2, 0))
-            iy = tl.minimum(tl.maximum(y.to(tl.int32), 0), tl.maximum(height - 2, 0))
-            u = (x - ix.to(tl.float32))[:, None] - corner.to(tl.float32)  # [BLOCK, 2]
-            wx = tl.where(corner < width, tl.maximum(1.0 - tl.abs(u), 0.0), 0.0)
-            fy = y - iy.to(tl.float32)
-            wy0 = tl.maximum(1.0 - tl.abs(fy), 0.0)
-            wy1 = tl.where(height > 1, tl.maximum(1.0 - tl.abs(fy - 1.0), 0.0), 0.0)
-            place = start + iy * width + ix  # [BLOCK]
-            if SAMPLES:
-                pixel = value + (place * stride_s)[:, None, None] + (corner * (right * stride_s))[:, :, None] + dim
-                if D == DP:
-                    v0 = tl.load(pixel).to(tl.float32)
-                    v1 = tl.load(pixel + below * stride_s).to(tl.float32)
-                else:
-                    v0 = tl.load(pixel, mask=dim < D, other=0.0).to(tl.float32)
-                    v1 = tl.load(pixel + below * stride_s, mask=dim < D, other=0.0).to(tl.float32)
-                dwx = tl.where(corner < width, _slope(u), 0.0)
-                dwy0 = _slope(fy)
-                dwy1 = tl.where(height > 1, _slope(fy - 1.0), 0.0)
-                dot0 = tl.sum(g * v0, 2)  # [BLOCK, 2]
-                dot1 = tl.sum(g * v1, 2)
-                column = wy0[:, None] * dot0 + wy1[:, None] * dot1
-                dw = tl.sum(wx * column, 1)
-                dx = w * tl.sum(dwx * column, 1)
-                dy = w * tl.sum(wx * (dwy0[:, None] * dot0 + dwy1[:, None] * dot1), 1)
-                if MODE == 0:
-                    tl.store(grad_weight + rows + t, dw.to(grad_weight.dtype.element_ty), mask=in_q)
-                else:
-                    tl.store(scratch + rows + t, w * dw, mask=in_q)
-                    mean += w * dw
-                tl.store(grad_xy + (rows + t) * 2, (dx * slope_x).to(grad_xy.dtype.element_ty), mask=in_q)
-                tl.store(grad_xy + (rows + t) * 2 + 1, (dy * slope_y).to(grad_xy.dtype.element_ty), mask=in_q)
-                if REFERENCE:
-                    origin_dx += dx
-                    origin_dy += dy
-                    slope_dx += dx * ox
-                    slope_dy += dy * oy
-            if ATOMIC:
-                target = grad_value + (place * D)[:, None, None] + (corner * (right * D))[:, :, None] + dim
-                share = wx * w[:, None]
-                share0 = share * wy0[:, None]
-                share1 = share * wy1[:, None]
-                real = in_q[:, None, None] & (dim < D)
-                tl.atomic_add(target, share0[:, :, None] * g, mask=real & (share0[:, :, None] != 0.0), sem="relaxed")
-                tl.atomic_add(
-                    target + below * D, share1[:, :, None] * g, mask=real & (share1[:, :, None] != 0.0), sem="relaxed"
-                )
-        if REFERENCE:
-            to = grad_reference + (rows // T * L + level) * MODE
-            tl.store(to, origin_dx * size_x, mask=in_q)
-            tl.store(to + 1, origin_dy * size_y, mask=in_q)
-            if MODE == 4:
-                half = 0.5 / count.to(tl.float32)
-                tl.store(to + 2, slope_dx * (size_x * half), mask=in_q)
-                tl.store(to + 3, slope_dy * (size_y * half), mask=in_q)
-        first += count
-    if SAMPLES and MODE != 0:
-        # Softmax's backward, w (dw - mean), once the mean is known. Through memory in float32: <grad, out> would give
-        # the mean at once, but with the rounding of a half-precision out, which the difference magnifies.
-        tl.debug_barrier()
-        t = tl.arange(0, TP)
-        place = rows[:, None] + t
-        real = in_q[:, None] & (t < T)
-        w = tl.exp(tl.load(weight + place, mask=real, other=float("-inf")).to(tl.float32) - top[:, None])
-        dlogit = tl.load(scratch + place, mask=real, other=0.0) - w / total[:, None] * mean[:, None]
-        tl.store(grad_weight + place, dlogit.to(grad_weight.dtype.element_ty), mask=real)
 
 
 @lru_cache(maxsize=64)
@@ -392,13 +126,18 @@ def _attend(
     grid, arguments, levels, order = _launch(value, reference, xy, shapes, points)
     reference = weights if reference is None else reference.contiguous()
     strides = (value.stride(0), value.stride(1), value.stride(2))
-    _forward_kernel[grid](value, reference, xy, weights, levels, order, out, *strides, q, h, **arguments)
+    forward_kernel[grid](value, reference, xy, weights, levels, order, out, *strides, q, h, **arguments)
     return out
 
 
 @_attend.register_fake
 def _(value, reference, xy, weights, shapes, points):
     return value.new_empty(value.shape[0], xy.shape[1], value.shape[2] * value.shape[3])
+
+
+@_attend.register_vmap
+def _(info, in_dims, *args):
+    return eager.fold_vmap(_attend, info, in_dims, args)
 
 
 @torch.library.custom_op("zoo_kernels::ms_deform_attention_triton_backward", mutates_args=())
@@ -430,7 +169,7 @@ def _attend_backward(
     if b * q and (samples or atomic):
         readable, xy_, weights_ = _readable(value, q), xy.contiguous(), weights.contiguous()
         grid, arguments, levels, order = _launch(value, reference, xy, shapes, points)
-        _backward_kernel[grid](
+        backward_kernel[grid](
             grad.contiguous(),
             readable,
             weights_ if reference is None else reference.contiguous(),
@@ -528,7 +267,7 @@ def build_cases() -> dict[str, BuildCase]:
     value = torch.zeros(1, total, 8, 32, dtype=half)
     off_d, logits_d = (t.to(half) for t in samples(300))
     off_e, logits_e = (t.to(half) for t in samples(total))
-    none = ("_forward_kernel", "_backward_kernel")
+    none = ("forward_kernel", "backward_kernel")
     return {
         "encoder": BuildCase(
             ms_deform_attention_fused,
