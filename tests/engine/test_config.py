@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mmengine.config import Config
 
 import zoo.engine.config as config_module
@@ -22,7 +23,7 @@ from zoo.engine.config import (
     load_config,
     parse_option,
 )
-from zoo.registry import UnknownNameError
+from zoo.registry import MODELS, UnknownNameError, build
 
 
 def _with(toy_config: Path, tmp_path: Path, more: str) -> Path:
@@ -81,6 +82,16 @@ def test_every_config_of_the_checkout_is_found_and_is_valid() -> None:
     for path in list_configs().values():
         load_config(path)
         assert config_doc(path), f"{path} has no docstring"
+
+
+def test_every_config_of_the_checkout_builds_without_memory() -> None:
+    """On the meta device: the whole model, with its loss and mixing."""
+    for path in list_configs().values():
+        model_config = load_config(path, check=False).model
+        with torch.device("meta"):
+            model = build(model_config.to_dict(), MODELS)
+        assert sum(p.numel() for p in model.parameters()) > 1000, path
+        assert all(p.is_meta for p in model.parameters()), path
 
 
 # -- reading what is wrong ----------------------------------------------------------------------------------------

@@ -98,6 +98,17 @@ def test_old_checkpoints_go_only_after_new_ones_came(toy: Any, tmp_path: Path) -
     assert (tmp_path / "run" / files.POINTER).read_text() == "iter_5.pth"
 
 
+def test_logs_in_a_checkpoint_do_not_grow_for_ever() -> None:
+    from mmengine.logging import HistoryBuffer
+
+    values = [float(i) for i in range(files.LOGGED + 50)]
+    saved = files.plain({"loss": HistoryBuffer(values, [1] * len(values))})["loss"]
+    restored = files.history_buffer(saved)
+    assert len(restored.data[0]) == files.LOGGED
+    assert restored.current() == values[-1]
+    assert restored.mean(20) == sum(values[-20:]) / 20
+
+
 # -- finding the last good one ------------------------------------------------------------------------------------
 
 

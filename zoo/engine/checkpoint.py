@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from zoo.files import save_atomically, write_file
 from zoo.weights.checkpoint import CheckpointError
 
+#: Values of a logged quantity that a checkpoint keeps; the longest smoothing windows are far shorter.
+LOGGED = 10_000
 #: The file in a work directory that holds the name of the newest checkpoint.
 POINTER = "last_checkpoint"
 
@@ -147,10 +149,10 @@ def plain(value: Any) -> Any:
         value = value.full_tensor() if hasattr(value, "full_tensor") else value
         return value.detach().cpu().clone()
     if isinstance(value, HistoryBuffer):
-        log, count = value.data
+        log, count = (torch.as_tensor(h[-LOGGED:].astype("float64")) for h in value.data)
         return {
-            "log_history": torch.as_tensor(log.astype("float64")),
-            "count_history": torch.as_tensor(count.astype("float64")),
+            "log_history": log,
+            "count_history": count,
             "max_length": value.max_length,
         }
     if isinstance(value, Mapping):

@@ -59,7 +59,11 @@ def local_device() -> torch.device:
 
 
 def init_process_group(backend: str | None = None, timeout: float | None = None) -> None:
-    """Join the process group that ``torchrun`` describes in the environment: NCCL with GPUs, gloo without.
+    """Join the process group that ``torchrun`` describes in the environment.
+
+    Args:
+        backend: by default NCCL with GPUs and gloo without; NCCL is replaced by gloo where there is no GPU.
+        timeout: seconds after which an operation that waits for another process fails.
 
     Raises:
         RuntimeError: the process was not started by torchrun.
@@ -72,7 +76,7 @@ def init_process_group(backend: str | None = None, timeout: float | None = None)
     device = local_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    elif backend == "nccl":
+    elif "nccl" in (backend or ""):
         backend = "gloo"
     arguments: dict[str, Any] = {} if timeout is None else {"timeout": datetime.timedelta(seconds=timeout)}
     dist.init_process_group(backend or ("nccl" if device.type == "cuda" else "gloo"), **arguments)

@@ -27,7 +27,8 @@ class Strategy:
         units: fsdp: endings of class names; every module of such a class is gathered by itself.
         reshard_after_forward: fsdp: free a unit's gathered parameters between forward and backward.
         param_dtype: fsdp: "bfloat16" or "float16" to compute in, None for the parameters' own.
-        cpu_offload: fsdp: keep the shards in host memory.
+        cpu_offload: fsdp: keep the shards in host memory; with GPUs the processes then need both backends,
+            ``env_cfg=dict(dist_cfg=dict(backend="cpu:gloo,cuda:nccl"))``.
     """
 
     name: str = "ddp"
@@ -71,6 +72,8 @@ class Strategy:
         if self.param_dtype:
             arguments["mp_policy"] = MixedPrecisionPolicy(param_dtype=getattr(torch, self.param_dtype))
         if self.cpu_offload:
+            if device.type == "cuda" and "gloo" not in str(dist.get_backend_config()):
+                raise ValueError("strategy cpu_offload=True needs env_cfg.dist_cfg.backend='cpu:gloo,cuda:nccl'")
             arguments["offload_policy"] = CPUOffloadPolicy()
         units = [m for m in model.modules() if m is not model and type(m).__name__.endswith(self.units)]
         for unit in reversed(units):  # inner ones first
