@@ -140,6 +140,20 @@ def test_split_over_the_tokens(feature_map: str, device: str) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_head_by_head_without_autograd(dtype: torch.dtype) -> None:
+    q, k, v = (t.to(dtype) for t in qkv(2, 2, 520, 8, 5))
+    wide = [t.double() for t in (q, k, v)]
+    calls = [(linear_attention, {"feature_map": m}) for m in folder.FEATURE_MAPS]
+    angle = torch.arange(520 * 8).view(520, 8) // 2 * 0.01
+    calls += [(inline_attention, {}), (mala_attention, {}), (mala_attention, {"sin": angle.sin(), "cos": angle.cos()})]
+    for function, kwargs in calls:
+        with torch.no_grad():
+            got = function(q, k, v, **kwargs, backend="eager")
+        assert got.dtype == dtype
+        assert_close(f"{function.__name__} {list(kwargs)}", got, function(*wide, **kwargs, backend="reference"))
+
+
 @pytest.mark.parametrize("decay", [False, True])
 def test_many_chunks(decay: bool) -> None:
     rates = torch.tensor([0.9, 0.995], dtype=torch.float64) if decay else None

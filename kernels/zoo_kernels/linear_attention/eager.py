@@ -6,88 +6,122 @@ sums over all tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from zoo_kernels.linear_attention.causal import causal_exp, causal_linear
 
+#: Without autograd, heads of at least this many tokens go one by one: their intermediates stay in cache, and products
+#: of two-dimensional views need no contiguous copies.
+TOKENS_BY_HEAD = 512
 
-def _wide(*xs: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+
+def _wide(*xs: Tensor | None) -> tuple[Tensor | None, ...]:
     """float32 for half dtypes, everything else as it is."""
     return tuple(x.float() if x is not None and x.dtype in (torch.float16, torch.bfloat16) else x for x in xs)
 
 
-def _positive(x: torch.Tensor, feature_map: str) -> torch.Tensor:
+def _run(body: Callable[[Tensor, Tensor, Tensor], Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """``body`` on [..., N, d] tensors: all heads at once, or head by head where that is faster."""
+    B, heads, tokens = q.shape[:3]
+    if (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or q.is_cuda
+        or min(tokens, k.shape[2]) < TOKENS_BY_HEAD
+    ):
+        # Contiguous: as the products would make them, some of them twice.
+        return body(*(x.contiguous() for x in _wide(q, k, v))).to(v.dtype)
+    out = v.new_empty(B, tokens, heads, v.shape[-1]).transpose(1, 2)
+    for b in range(B):
+        for h in range(heads):
+            out[b, h] = body(*_wide(q[b, h], k[b, h], v[b, h]))
+    return out
+
+
+def _positive(x: Tensor, feature_map: str) -> Tensor:
     if feature_map == "elu+1":
         return F.elu(x).add_(1)  # elu's backward needs its input only, so its output may be changed
     return x.relu() if feature_map == "relu" else x
 
 
 def forward(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     *,
     feature_map: str,
     causal: bool,
-    decay: torch.Tensor | None,
+    decay: Tensor | None,
     normalize: bool,
     eps: float,
-) -> torch.Tensor:
+) -> Tensor:
     """phi(q) (phi(k)^T v), chunk by chunk if causal."""
-    dtype = v.dtype
-    q, k, v, decay = _wide(q, k, v, decay)
-    if feature_map == "exp" and causal:
-        return causal_exp(q, k, v).to(dtype)
-    if feature_map in ("softmax", "exp"):
-        # exp: sum_d exp(q_d) sum_j exp(k_jd) v_j normalised is a softmax over d of q_d + logsumexp_j k_jd.
-        state_Bhde = k.softmax(-2).transpose(-1, -2) @ v
-        logits = q if feature_map == "softmax" else q + torch.logsumexp(k, -2, keepdim=True)
-        return (logits.softmax(-1) @ state_Bhde).to(dtype)
-    q, k = _positive(q, feature_map), _positive(k, feature_map)
     if causal:
+        dtype = v.dtype
+        q, k, v, decay = _wide(q, k, v, decay)
+        if feature_map == "exp":
+            return causal_exp(q, k, v).to(dtype)
+        q, k = _positive(q, feature_map), _positive(k, feature_map)
         return causal_linear(q, k, v, decay, eps if normalize else None).to(dtype)
-    out_BhNe = q @ (k.transpose(-1, -2) @ v)
-    if normalize:
-        total_BhN1 = q @ k.sum(-2).unsqueeze(-1)
-        out_BhNe = out_BhNe / (total_BhN1 + eps)
-    return out_BhNe.to(dtype)
+
+    def softmaxes(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        # exp: sum_d exp(q_d) sum_j exp(k_jd) v_j normalised is a softmax over d of q_d + logsumexp_j k_jd.
+        logits = q + torch.logsumexp(k, -2, keepdim=True) if feature_map == "exp" else q
+        return logits.softmax(-1) @ (k.contiguous().softmax(-2).transpose(-1, -2) @ v)
+
+    def features(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = _positive(q, feature_map), _positive(k, feature_map)
+        out = q @ (k.transpose(-1, -2) @ v)
+        return out / (q @ k.sum(-2).unsqueeze(-1)).add_(eps) if normalize else out
+
+    return _run(softmaxes if feature_map in ("softmax", "exp") else features, q, k, v)
 
 
-def inline(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> torch.Tensor:
+def inline(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
     """q times the state of centred values, plus the mean value."""
-    dtype, tokens = v.dtype, k.shape[2]
-    q, k, v = _wide(q, k, v)
-    mean_Bh1e = v.mean(-2, keepdim=True)
-    # sum_j (q.k_j - mean) v_j = q . (sum_j k_j v_j - (sum_j k_j) mean(v)): the correction joins the state.
-    state_Bhde = k.transpose(-1, -2) @ v - k.sum(-2).unsqueeze(-1) * mean_Bh1e
-    return (q @ (state_Bhde * (scale / tokens)) + mean_Bh1e).to(dtype)
+    tokens = k.shape[2]
+
+    def body(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mean = v.mean(-2, keepdim=True)
+        # sum_j (q.k_j - mean) v_j = q . (sum_j k_j v_j - (sum_j k_j) mean(v)): the correction joins the state.
+        state = k.transpose(-1, -2) @ v - k.sum(-2).unsqueeze(-1) * mean
+        return (q @ (state * (scale / tokens))).add_(mean)
+
+    return _run(body, q, k, v)
 
 
-def _rotate(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
+def _rotate(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
     x0, x1 = x.unflatten(-1, (-1, 2)).unbind(-1)  # [B, h, N, d/2]
     return x * cos + torch.stack((-x1, x0), -1).flatten(-2) * sin
 
 
 def mala(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     *,
-    sin: torch.Tensor | None,
-    cos: torch.Tensor | None,
+    sin: Tensor | None,
+    cos: Tensor | None,
     scale: float,
     eps: float,
-) -> torch.Tensor:
+) -> Tensor:
     """One state from the rotated keys, one row of scalars from the plain ones."""
-    dtype, tokens = v.dtype, k.shape[2]
-    q, k, v, sin, cos = _wide(q, k, v, sin, cos)
-    q, k = _positive(q, "elu+1"), _positive(k, "elu+1")
-    z_BhN1 = q @ (k.sum(-2).unsqueeze(-1) * (scale / tokens))
-    if sin is not None and cos is not None:
-        q, k = _rotate(q, sin, cos), _rotate(k, sin, cos)
-    state_Bhde = k.transpose(-1, -2) @ v * (scale / tokens)
-    return ((q @ state_Bhde) * (1 + 1 / (z_BhN1 + eps)) - z_BhN1 * v.mean(-2, keepdim=True)).to(dtype)
+    tokens = k.shape[2]
+    sin, cos = _wide(sin, cos)
+
+    def body(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = _positive(q, "elu+1"), _positive(k, "elu+1")
+        z = q @ (k.sum(-2).unsqueeze(-1) * (scale / tokens))  # [..., N, 1]
+        if sin is not None and cos is not None:
+            q, k = _rotate(q, sin, cos), _rotate(k, sin, cos)
+        state = k.transpose(-1, -2) @ v * (scale / tokens)
+        return (q @ state) * (1 + 1 / (z + eps)) - z * v.mean(-2, keepdim=True)
+
+    return _run(body, q, k, v)
 
 
 #: Floats of second-order features that the linear Taylor form holds at a time.
@@ -95,16 +129,16 @@ TAYLOR_CHUNK = 2**20
 
 
 def taylor(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     *,
-    temperature: torch.Tensor | None,
+    temperature: Tensor | None,
     coefficients: tuple[float, float, float],
     normalize_input: bool,
     output_scale: float,
     linear: bool,
-) -> torch.Tensor:
+) -> Tensor:
     """Direct: the [N, M] weights. Linear: states of order 0, 1 and 2, the last of size d^2 x dv."""
     dtype, (a, b, c) = v.dtype, coefficients
     q, k, v, temperature = _wide(q, k, v, temperature)
@@ -120,7 +154,7 @@ def taylor(
         # A column of ones: numerator and denominator in one product.
         v1 = F.pad(v, (0, 1), value=1.0)
         step = max(16, TAYLOR_CHUNK // max(1, q.shape[1] * q.shape[-1] ** 2))
-        second: torch.Tensor | None = None
+        second: Tensor | None = None
         for k_c, v_c in zip(k.split(step, 2), v1.split(step, 2)):
             part = _squares(k_c).transpose(-1, -2) @ v_c  # [B, h, d*d, dv+1]
             second = part if second is None else second + part
@@ -132,6 +166,6 @@ def taylor(
     return (out_BhNe * output_scale).to(dtype)
 
 
-def _squares(x: torch.Tensor) -> torch.Tensor:
+def _squares(x: Tensor) -> Tensor:
     """[B, h, N, d] -> [B, h, N, d*d], all products of two channels."""
     return (x.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2)
