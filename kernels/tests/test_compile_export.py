@@ -1,5 +1,8 @@
 """Every operator case under torch.compile(fullgraph=True), torch.export, meta and fake tensors, and autocast."""
 
+import importlib
+
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -52,3 +55,21 @@ def test_runs_on_fake_and_meta_tensors(case: Case) -> None:
     meta = call(*(t.to("meta") for t in call.inputs))
     for out in (fake, meta):
         assert [t.shape for t in ([out] if isinstance(out, torch.Tensor) else out)] == shapes
+
+
+@pytest.mark.usefixtures("triton_works")
+def test_kernels_compile_into_one_graph(built_operator: str, device: str) -> None:
+    """The registered custom ops, forward and backward, on the first case that the kernels serve."""
+    cases = importlib.import_module(f"zoo_kernels.{built_operator}.cases").cases().values()
+    case = next(c for c in cases if c.grads and (c.backends is None or "triton" in c.backends))
+    call = Call(Case(case.function, case.args, {**case.kwargs, "backend": "triton"}))
+    leaves = [t.to(device).requires_grad_(t.is_floating_point()) for t in call.inputs]
+    torch._dynamo.reset()
+    found = []
+    for run in (torch.compile(call, fullgraph=True, backend="aot_eager"), call):
+        out = run(*leaves)
+        out = out if isinstance(out, torch.Tensor) else out[0]
+        floats = [t for t in leaves if t.requires_grad]
+        grads = torch.autograd.grad(out.sum(), floats, allow_unused=True, materialize_grads=True)
+        found.append([out.detach(), *grads])
+    close(*found)

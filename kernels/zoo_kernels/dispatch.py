@@ -48,14 +48,30 @@ class Verdict:
         return f"{self.backend}: {state}"
 
 
-@torch.compiler.assume_constant_result
+def _constant(fn: Callable[..., Any]) -> Callable[..., Any]:
+    # What torch.compiler.assume_constant_result does; that one imports the compiler, which takes a second.
+    fn._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return fn
+
+
+@_constant
 def _missing() -> str | None:
     return triton_missing()
 
 
-@torch.compiler.assume_constant_result
-def _module(operator: str, backend: str) -> ModuleType:
-    return importlib.import_module(f"zoo_kernels.{operator}.{backend}")
+class _Modules:
+    """The backend modules of a folder that are loaded, as attributes."""
+
+
+_LOADED: dict[str, _Modules] = {}
+
+
+@_constant
+def _load(operator: str, backend: str) -> bool:
+    # The compiler runs this while it traces, and then finds the attribute.
+    if not hasattr(_LOADED[operator], backend):
+        setattr(_LOADED[operator], backend, importlib.import_module(f"zoo_kernels.{operator}.{backend}"))
+    return True
 
 
 @lru_cache(maxsize=1)
@@ -141,13 +157,15 @@ class Operator:
         self.backends = backends
         self.function = function
         self.autocast = autocast
+        self._loaded = _LOADED.setdefault(name, _Modules())
         # torch.compile cannot trace an import: the light backend is there before a first call that is compiled.
         if "eager" in backends and f"zoo_kernels.{name}" in sys.modules:
             self.load("eager")
 
     def load(self, backend: str) -> ModuleType:
         """Import a backend's module (triton only now, when it is used)."""
-        return _module(self.name, backend)
+        _load(self.name, backend)
+        return getattr(self._loaded, backend)
 
     def why_not(self, backend: str, *args: Any, **kwargs: Any) -> str | None:
         """The reason why ``backend`` cannot serve this call, or None if it can."""
