@@ -139,7 +139,7 @@ class Case:
     batched: tuple[int | str, ...] = (0,)
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
     grads: bool = True
-    backends: tuple[str, ...] = ()
+    backends: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def cases() -> dict[str, Case]:
         sides = (kernel,) * dims if isinstance(kernel, int) else kernel
         table = randn(map_hd[-2], *(2 * k - 1 for k in sides)) if bias else None  # type: ignore[attr-defined]
         q, k, v = randn(*map_hd), randn(*map_hd), randn(*map_hd[:-1], dv or map_hd[-1])
-        plain = ("reference", "eager") if dims == 3 else ()
+        plain = ("reference", "eager") if dims == 3 else None
         return Case(neighborhood_attention, (q, k, v), {**kwargs, "bias": table}, batched=(0, 1, 2), backends=plain)
 
     def halo(q_map: tuple[int, ...], ratio: int, win: int, **kwargs: object) -> Case:
