@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -33,7 +34,10 @@ def count_flops(model: nn.Module, image_size: int | tuple[int, int], in_chans: i
     return counter.get_total_flops() // 2  # torch counts a multiply and an add as two
 
 
-def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+M = TypeVar("M", bound=nn.Module)
+
+
+def on_meta(build: Callable[[], M]) -> M:
     """Build a model without memory for its weights."""
     with torch.device("meta"):
         return build()

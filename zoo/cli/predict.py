@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             print(f"{result.source}\t{result.name}\t{result.score:.4f}", flush=True)
         failed += result.error is not None
-        if pictures and result.image is not None:
+        if out is not None and result.image is not None:
             _draw(result, out / f"{number:05d}_{Path(result.source).stem}.png", args.topk)
     if out is not None:
         write_file(out / "predictions.jsonl", "".join(f"{x}\n" for x in lines))

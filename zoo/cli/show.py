@@ -24,13 +24,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show_model(args: argparse.Namespace) -> int:
+    from zoo.backbones.base import Backbone
     from zoo.complexity import count_flops, count_parameters, on_meta
     from zoo.registry import MODELS, accepted_arguments
     from zoo.weights.index import local_weights, model_info
 
     name = args.model_or_config
     entry = MODELS.entry(name)
-    model = on_meta(entry.builder).eval()
+    model: Backbone = on_meta(entry.builder).eval()
     info = model_info(name)
     size = info.input_size if info else entry.meta.get("input_size", 224)
     size = size if isinstance(size, int) else tuple(size)
