@@ -8,6 +8,8 @@ written as one part a program and added in a second stage, so that nothing is at
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -397,11 +399,12 @@ def _backward(
     (B, h, N, d), (M, dv_), n = q.shape, v.shape[2:], agent.shape[2]
     dq, dk = (_head_last(B=B, h=h, N=t.shape[2], d=d, like=q) for t in (q, k))
     dv = _head_last(B=B, h=h, N=M, d=dv_, like=q)
-    made = {"dtype": torch.float32, "device": q.device}
+    made: dict[str, Any] = {"dtype": torch.float32, "device": q.device}
     if B * h * N == 0:
-        biases = [torch.zeros_like(b) if need else q.new_empty(0) for b, need in
-                  ((agent_bias, need_agent_bias), (query_bias, need_query_bias))]  # fmt: skip
-        return dq.zero_(), dk.zero_(), dv.zero_(), torch.zeros(agent.shape, dtype=q.dtype, device=q.device), *biases
+        da = torch.zeros(agent.shape, dtype=q.dtype, device=q.device)
+        dab = q.new_empty(0) if agent_bias is None or not need_agent_bias else torch.zeros_like(agent_bias)
+        dqb = q.new_empty(0) if query_bias is None or not need_query_bias else torch.zeros_like(query_bias)
+        return dq.zero_(), dk.zero_(), dv.zero_(), da, dab, dqb
     q, k, v, agent, grad = map(unit_stride, (q, k, v, agent, grad))
     (ab, ab_strides), (qb, qb_strides) = _bias(agent_bias, M), _bias(query_bias, n)
     config = _config(q, v, n)
@@ -476,7 +479,7 @@ def build_cases() -> dict[str, BuildCase]:
     from zoo_kernels.agent_attention import agent_attention
 
     def case(batch: int, tokens: int, heads: int, agents: int, *, bias: bool = True) -> BuildCase:
-        made = {"dtype": torch.bfloat16}
+        made: dict[str, Any] = {"dtype": torch.bfloat16}
         qkv = torch.zeros(batch, tokens, 3, heads, 32, **made).permute(2, 0, 3, 1, 4)
         agent = torch.zeros(batch, agents, heads, 32, **made).transpose(1, 2)
         biases = {"agent_bias": torch.zeros(1, heads, agents, tokens, **made),

@@ -35,7 +35,7 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, flat: Tensor, weights: Tensor | None,
         if weights is not None:
             rows = rows * weights[:, :, None, None, None]
         gathered.append(rows.flatten(1, 2).transpose(1, 2))  # [P, h, topk*Nk, d]
-    return F.scaled_dot_product_attention(q.transpose(1, 2), *gathered, scale=scale).transpose(1, 2)
+    return F.scaled_dot_product_attention(q.transpose(1, 2), gathered[0], gathered[1], scale=scale).transpose(1, 2)
 
 
 def _head_major(x: Tensor) -> Tensor:
