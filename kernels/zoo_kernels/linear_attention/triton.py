@@ -10,6 +10,7 @@ import triton
 from zoo_kernels.dispatch import interpreting, multiprocessors
 from zoo_kernels.linear_attention import inline_attention, kernels, linear_attention, mala_attention
 from zoo_kernels.testing import BuildCase
+from zoo_kernels.tiles import block, device_of, unit_stride
 
 Tensor = torch.Tensor
 
@@ -21,11 +22,6 @@ FORM = {NORMALISED: 0, PLAIN: 0, INLINE: 1, MALA: 2, SOFTMAX: 3, EXP: 3}
 MAPS = {"identity": 0, "elu+1": 1, "relu": 2}
 
 
-def _rows(x: Tensor) -> Tensor:
-    """With a last stride of 1, which the kernels assume."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def _tokens_first(b: int, h: int, n: int, d: int, like: Tensor) -> Tensor:
     """[b, h, n, d] lying in memory as [b, n, h, d], which is what the projection after it reads."""
     return torch.empty((b, n, h, d), dtype=like.dtype, device=like.device).transpose(1, 2)
@@ -33,7 +29,7 @@ def _tokens_first(b: int, h: int, n: int, d: int, like: Tensor) -> Tensor:
 
 def _constants(k: Tensor, v: Tensor, kind: int, fmap: int, rotate: bool) -> dict[str, object]:
     d, e = k.shape[-1], v.shape[-1]
-    bd, be = max(16, triton.next_power_of_2(d)), max(16, triton.next_power_of_2(e))
+    bd, be = block(d), block(e)
     return {
         "D": d,
         "E": e,
@@ -75,11 +71,11 @@ def _op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """out, and what the backward needs of the keys: state [B*h, BD, BE], z [B*h, BD], u [B*h, BE]."""
     (b, h, n, _), m, e = q.shape, k.shape[2], v.shape[-1]
-    q, k, v = _rows(q), _rows(k), _rows(v)
+    q, k, v = unit_stride(q), unit_stride(k), unit_stride(v)
     constants = _constants(k, v, kind, fmap, sin is not None)
-    bd, be, block = (int(constants[x]) for x in ("BD", "BE", "BN"))  # type: ignore[call-overload]
+    bd, be, bn = (int(constants[x]) for x in ("BD", "BE", "BN"))  # type: ignore[call-overload]
     sin, cos = (q if t is None else t.contiguous() for t in (sin, cos))
-    splits, per = _splits(m, block, b * h, q.device)
+    splits, per = _splits(m, bn, b * h, q.device)
 
     def state(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=q.device)
@@ -89,50 +85,53 @@ def _op(
         return out, joined, z, u
     part, keys, values = state(b * h, splits, bd, be), state(b * h, splits, bd), state(b * h, splits, be)
     top = state(b * h, splits, bd) if FORM[kind] == 3 else keys
-    kernels.state_kernel[(splits, b * h)](
-        k, v, sin, cos, part, keys, values, top, *k.stride()[:3], *v.stride()[:3], h, m, per, **constants
-    )
-    kernels.join_kernel[(b * h,)](
-        part,
-        keys,
-        values,
-        top,
-        joined,
-        z,
-        u,
-        splits,
-        m,
-        scale,
-        BD=bd,
-        BE=be,
-        FORM=FORM[kind],
-        num_warps=4,
-    )
-    kernels.output_kernel[(triton.cdiv(n, block), b * h)](
-        q,
-        sin,
-        cos,
-        joined,
-        z,
-        u,
-        out,
-        *q.stride()[:3],
-        *out.stride()[:3],
-        h,
-        n,
-        float(m),
-        eps / m if kind == NORMALISED else eps,
-        NORM=kind == NORMALISED,
-        EXP=kind == EXP,
-        **constants,
-    )
+    with device_of(q):
+        kernels.state_kernel[(splits, b * h)](
+            k, v, sin, cos, part, keys, values, top, *k.stride()[:3], *v.stride()[:3], h, m, per, **constants
+        )
+    with device_of(q):
+        kernels.join_kernel[(b * h,)](
+            part,
+            keys,
+            values,
+            top,
+            joined,
+            z,
+            u,
+            splits,
+            m,
+            scale,
+            BD=bd,
+            BE=be,
+            FORM=FORM[kind],
+            num_warps=4,
+        )
+    with device_of(q):
+        kernels.output_kernel[(triton.cdiv(n, bn), b * h)](
+            q,
+            sin,
+            cos,
+            joined,
+            z,
+            u,
+            out,
+            *q.stride()[:3],
+            *out.stride()[:3],
+            h,
+            n,
+            float(m),
+            eps / m if kind == NORMALISED else eps,
+            NORM=kind == NORMALISED,
+            EXP=kind == EXP,
+            **constants,
+        )
     return out, joined, z, u
 
 
 @_op.register_fake
 def _(q, k, v, sin, cos, kind, fmap, scale, eps):  # type: ignore[no-untyped-def]
     b, h, n, d = q.shape
-    bd, be = (max(16, triton.next_power_of_2(int(x))) for x in (d, v.shape[-1]))
+    bd, be = block(int(d)), block(int(v.shape[-1]))
 
     def state(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=q.device)
@@ -158,37 +157,38 @@ def _backward_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv."""
     (b, h, n, d), m, e = q.shape, k.shape[2], v.shape[-1]
-    q, k, v, grad = _rows(q), _rows(k), _rows(v), _rows(grad)
+    q, k, v, grad = unit_stride(q), unit_stride(k), unit_stride(v), unit_stride(grad)
     dq, dk, dv = _tokens_first(b, h, n, d, q), _tokens_first(b, h, m, d, k), _tokens_first(b, h, m, e, v)
     if b == 0:
         return dq, dk, dv
     constants = _constants(k, v, kind, fmap, sin is not None)
-    bd, be, block = (int(constants[x]) for x in ("BD", "BE", "BN"))  # type: ignore[call-overload]
+    bd, be, bn = (int(constants[x]) for x in ("BD", "BE", "BN"))  # type: ignore[call-overload]
     sin, cos = (q if t is None else t.contiguous() for t in (sin, cos))
-    splits, per = _splits(n, block, b * h, q.device)
+    splits, per = _splits(n, bn, b * h, q.device)
     parts = [torch.empty((b * h, splits, *s), dtype=torch.float32, device=q.device) for s in ((bd, be), (bd,), (be,))]
-    kernels.query_grad_kernel[(splits, b * h)](
-        q,
-        grad,
-        sin,
-        cos,
-        state,
-        z,
-        u,
-        dq,
-        *parts,
-        *q.stride()[:3],
-        *grad.stride()[:3],
-        *dq.stride()[:3],
-        h,
-        n,
-        per,
-        float(m) if kind == PLAIN else 1.0,
-        eps / m if kind == NORMALISED else eps,
-        NORM=kind == NORMALISED,
-        EXP=kind == EXP,
-        **constants,
-    )
+    with device_of(q):
+        kernels.query_grad_kernel[(splits, b * h)](
+            q,
+            grad,
+            sin,
+            cos,
+            state,
+            z,
+            u,
+            dq,
+            *parts,
+            *q.stride()[:3],
+            *grad.stride()[:3],
+            *dq.stride()[:3],
+            h,
+            n,
+            per,
+            float(m) if kind == PLAIN else 1.0,
+            eps / m if kind == NORMALISED else eps,
+            NORM=kind == NORMALISED,
+            EXP=kind == EXP,
+            **constants,
+        )
     dstate, dz, du = (p.sum(1) for p in parts)
     dvalue = du
     if kind == NORMALISED:
@@ -209,26 +209,27 @@ def _backward_op(
             dkey = dkey + dz
     factor = dstate.abs().amax((1, 2)).clamp(min=1e-30)
     dstate = dstate / factor[:, None, None]
-    kernels.key_grad_kernel[(triton.cdiv(m, block), b * h)](
-        k,
-        v,
-        sin,
-        cos,
-        z,
-        dstate,
-        factor,
-        dkey,
-        dvalue,
-        dk,
-        dv,
-        *k.stride()[:3],
-        *v.stride()[:3],
-        *dk.stride()[:3],
-        *dv.stride()[:3],
-        h,
-        m,
-        **constants,
-    )
+    with device_of(q):
+        kernels.key_grad_kernel[(triton.cdiv(m, bn), b * h)](
+            k,
+            v,
+            sin,
+            cos,
+            z,
+            dstate,
+            factor,
+            dkey,
+            dvalue,
+            dk,
+            dv,
+            *k.stride()[:3],
+            *v.stride()[:3],
+            *dk.stride()[:3],
+            *dv.stride()[:3],
+            h,
+            m,
+            **constants,
+        )
     return dq, dk, dv
 
 

@@ -10,6 +10,7 @@ import triton
 from zoo_kernels.dispatch import interpreting, multiprocessors
 from zoo_kernels.neighborhood_attention import kernels, neighborhood_attention
 from zoo_kernels.testing import BuildCase
+from zoo_kernels.tiles import block, device_of, unit_stride
 
 Tensor = torch.Tensor
 
@@ -19,16 +20,11 @@ MAX_DIM = 128
 TILE = 64
 
 
-def _rows(x: Tensor) -> Tensor:
-    """With a last stride of 1, which the kernels assume."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def _constants(q: Tensor, v: Tensor, window: list[int], bias: Tensor | None) -> dict[str, Any]:
     """``window`` is (kernel, dilation, stride, causal), each (y, x)."""
     names = ("KY", "KX", "DY", "DX", "SY", "SX", "CY", "CX")
     d, e = q.shape[-1], v.shape[-1]
-    bd, be = max(16, triton.next_power_of_2(d)), max(16, triton.next_power_of_2(e))
+    bd, be = block(d), block(e)
     side = min(8, triton.next_power_of_2(triton.cdiv(q.shape[1], window[2])))
     return {
         **dict(zip(names, window)),
@@ -61,14 +57,15 @@ def _op(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, window: list[int],
     lse = torch.empty((B, H, Y, X), dtype=torch.float32, device=q.device)
     if B == 0:
         return out, lse
-    q, k, v = _rows(q), _rows(k), _rows(v)
+    q, k, v = unit_stride(q), unit_stride(k), unit_stride(v)
     constants = _constants(q, v, window, bias)
     tiles_y, tiles_x, tiles = _tiles(q, constants)
     table = q if bias is None else bias.contiguous()
     strides = (s for x in (q, k, v, out) for s in x.stride()[:4])
-    kernels.forward_kernel[(tiles, H, B)](
-        q, k, v, table, out, lse, *strides, H, Y, X, tiles_y, tiles_x, scale, **constants
-    )
+    with device_of(q):
+        kernels.forward_kernel[(tiles, H, B)](
+            q, k, v, table, out, lse, *strides, H, Y, X, tiles_y, tiles_x, scale, **constants
+        )
     return out, lse
 
 
@@ -96,7 +93,7 @@ def _backward_op(
     dbias = torch.zeros((0,) if bias is None else bias.shape, dtype=torch.float32, device=q.device)
     if B == 0:
         return dq, dk, dv, dbias.to(q.dtype)
-    q, k, v, grad = _rows(q), _rows(k), _rows(v), _rows(grad)
+    q, k, v, grad = unit_stride(q), unit_stride(k), unit_stride(v), unit_stride(grad)
     constants = _constants(q, v, window, bias)
     tiles_y, tiles_x, tiles = _tiles(q, constants)
     table = q if bias is None else bias.contiguous()
@@ -111,21 +108,37 @@ def _backward_op(
     per_part = triton.cdiv(B, parts)
     parts = triton.cdiv(B, per_part)
     strides = [x.stride()[:4] for x in (q, k, v, out, grad, dq, dk, dv)]
-    kernels.query_grad_kernel[(tiles, H, parts)](
-        q, k, v, table, out, grad, lse, delta, dq, pairs,
-        *(s for x in strides[:6] for s in x), B, H, Y, X, tiles_y, tiles_x, per_part, scale,
-        PAIRS=room, **constants,
-    )  # fmt: skip
-    kernels.key_grad_kernel[(tiles, H, B)](
-        q, k, v, table, grad, lse, delta, dk, dv,
-        *(s for i in (0, 1, 2, 4, 6, 7) for s in strides[i]), H, Y, X, tiles_y, tiles_x, scale, **constants,
-    )  # fmt: skip
+    with device_of(q):
+        kernels.query_grad_kernel[(tiles, H, parts)](
+            q, k, v, table, out, grad, lse, delta, dq, pairs,
+            *(s for x in strides[:6] for s in x), B, H, Y, X, tiles_y, tiles_x, per_part, scale,
+            PAIRS=room, **constants,
+        )  # fmt: skip
+    with device_of(q):
+        kernels.key_grad_kernel[(tiles, H, B)](
+            q, k, v, table, grad, lse, delta, dk, dv,
+            *(s for i in (0, 1, 2, 4, 6, 7) for s in strides[i]), H, Y, X, tiles_y, tiles_x, scale, **constants,
+        )  # fmt: skip
     if bias is not None:
         geometry = {n: constants[n] for n in ("KY", "KX", "DY", "DX", "SY", "SX", "CY", "CX", "TY", "TX")}
-        block = 64 if interpreting() else 4  # few programs for the interpreter, many for a GPU
-        kernels.bias_grad_kernel[(triton.cdiv(bias[0].numel(), block), H)](
-            pairs, dbias, parts, H, Y, X, tiles_y, tiles_x, tiles, PAIRS=room, BR=block, BN=128, num_warps=4, **geometry
-        )
+        entries = 64 if interpreting() else 4  # few programs for the interpreter, many for a GPU
+        with device_of(q):
+            kernels.bias_grad_kernel[(triton.cdiv(bias[0].numel(), entries), H)](
+                pairs,
+                dbias,
+                parts,
+                H,
+                Y,
+                X,
+                tiles_y,
+                tiles_x,
+                tiles,
+                PAIRS=room,
+                BR=entries,
+                BN=128,
+                num_warps=4,
+                **geometry,
+            )
     return dq, dk, dv, dbias.to(q.dtype)
 
 
