@@ -373,17 +373,18 @@ def _dense_grad_op(
     constants = _constants(q, v, code, backward=True)
     bm, bn = constants["BM"], constants["BN"]
     added = q if bias is None else bias
+    tight = {**constants, "num_warps": 8}  # two accumulators, or a tile beside the scores: fewer registers a thread
     common = (*_strides(q, k, v, grad), *_bias_strides(bias), scale)
     with device_of(q):
         dense_backward_keys[(triton.cdiv(m, bn), b * h)](
-            q, k, v, added, stat, delta, grad, dk, dv, h, n, m, *common, **constants, HAS_BIAS=bias is not None
+            q, k, v, added, stat, delta, grad, dk, dv, h, n, m, *common, **tight, HAS_BIAS=bias is not None
         )
         dense_backward_queries[(triton.cdiv(n, bm), b * h)](
             q, k, v, added, stat, delta, grad, dq, h, n, m, *common, **constants, HAS_BIAS=bias is not None
         )
         if bias_grad and bias is not None:
             dense_backward_bias[(triton.cdiv(n, bm), triton.cdiv(m, bn), bias.shape[0] * bias.shape[1])](
-                q, k, v, added, stat, delta, grad, dbias, b, h, n, m, *common, *bias.shape[:2], **constants
+                q, k, v, added, stat, delta, grad, dbias, b, h, n, m, *common, *bias.shape[:2], **tight
             )
     return dq, dk, dv, dbias
 
