@@ -132,6 +132,7 @@ def test_unreadable_file_is_told(tmp_path: Path, source: str, message: str) -> N
         ('default_hooks["checkpoint"]["intervall"] = 0', r"default_hooks\.checkpoint\.intervall: .*interval"),
         ('custom_hooks[0]["decai"] = 0.9', r"custom_hooks\.0\.decai: EMAHook .*did you mean decay"),
         ('custom_hooks.append(dict(decay=0.9))', r"custom_hooks\.1 needs a 'type'"),
+        ('randomness["diff_rank_seed"] = True', r"randomness\.diff_rank_seed: unknown key"),
         ('randomness["sed"] = 1', r"randomness\.sed: .*did you mean seed"),
         ('env_cfg = dict(cudnn_benchmrk=True)', r"env_cfg\.cudnn_benchmrk: .*did you mean cudnn_benchmark"),
         ('strategy = dict(name="fsdp", unit=("A",))', r"strategy\.unit: Strategy .*did you mean units"),

@@ -272,7 +272,7 @@ def _parts() -> dict[str, tuple[Callable[..., Any] | None, frozenset[str]]]:
     """Dicts that need no ``type``: key -> (what takes the values by default, further names that are accepted)."""
     from mmengine.evaluator import Evaluator
     from mmengine.optim import OptimWrapper
-    from mmengine.runner import LogProcessor, Runner
+    from mmengine.runner import LogProcessor
     from torch.utils.data import DataLoader
 
     from zoo.engine.loops import ValLoop
@@ -292,7 +292,7 @@ def _parts() -> dict[str, tuple[Callable[..., Any] | None, frozenset[str]]]:
         "test_evaluator": evaluator,
         "optim_wrapper": (OptimWrapper, wrapper_keys),
         "optim_wrapper.paramwise_cfg": (ParamGroups.settings, frozenset()),
-        "randomness": (Runner.set_randomness, frozenset()),
+        "randomness": (None, frozenset({"seed", "deterministic"})),
         "env_cfg": (None, frozenset({"cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"})),
         "env_cfg.mp_cfg": (None, frozenset({"mp_start_method", "opencv_num_threads"})),
         "env_cfg.dist_cfg": (None, frozenset({"backend", "timeout"})),

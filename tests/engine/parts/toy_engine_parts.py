@@ -7,7 +7,6 @@ import signal
 from typing import Any
 
 import torch
-from mmengine.dataset import BaseDataset  # noqa: F401  (a class that configs of tests may name)
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from torch import Tensor, nn
@@ -76,8 +75,8 @@ class ToyData(Dataset):
 
     metainfo = {"classes": ("red", "green", "blue")}
 
-    def __init__(self, length: int = 20, size: int = 8, seed: int = 0, fail_at: int = -1):
-        self.length, self.size, self.seed, self.epoch, self.fail_at = length, size, seed, 0, fail_at
+    def __init__(self, length: int = 20, size: int = 8, seed: int = 0):
+        self.length, self.size, self.seed, self.epoch = length, size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
