@@ -98,17 +98,17 @@ def finish(
     wide = gram.dtype
     wq, wk, wv = qkv_weight.to(wide).unflatten(0, (3, heads, -1))  # [heads, d, C]
     wp = proj_weight.to(wide)
-    bq, bk, bv = (None,) * 3 if qkv_bias is None else qkv_bias.to(wide).unflatten(0, (3, heads, -1))  # [heads, d]
+    biases = None if qkv_bias is None else qkv_bias.to(wide).unflatten(0, (3, heads, -1))  # [3, heads, d]
     mean_k = torch.einsum("hdc,boc->bhdo", wk, mean)  # [B, heads, d, 1]
     mean_v = torch.einsum("hdc,boc->bhod", wv, mean)  # [B, heads, 1, d]
-    if bk is not None:
-        mean_k, mean_v = mean_k + bk[:, :, None], mean_v + bv[:, None, :]
+    if biases is not None:
+        mean_k, mean_v = mean_k + biases[1][:, :, None], mean_v + biases[2][:, None, :]
     left = (wk.flatten(0, 1) @ gram).unflatten(1, (heads, -1))  # [B, heads, d, C]
     ktv = left @ wv.transpose(1, 2) + (n * mean_k) * mean_v  # [B, heads, d, d]
     attention = (scale * ktv).softmax(-1)
     mixed = (attention @ wq).flatten(1, 2)  # [B, C, C]: blockdiag(A) Wq
     t = wp @ mixed  # [B, C, C]
     const = torch.zeros_like(mean)
-    if bq is not None:
-        const = (attention @ bq[:, :, None]).flatten(1, 2).transpose(1, 2) @ wp.t()  # [B, 1, C]
+    if biases is not None:
+        const = (attention @ biases[0][:, :, None]).flatten(1, 2).transpose(1, 2) @ wp.t()  # [B, 1, C]
     return t, const if proj_bias is None else const + proj_bias.to(wide)

@@ -137,6 +137,7 @@ class _Blocks(torch.autograd.Function):
                     d_logits = d_logits.mul_(signs)
             if d_bias is not None:
                 target = _part(d_bias, block)
+                assert target is not None
                 target += d_logits.sum_to_size(target.shape)
             d_q[at_q] += scale * (d_logits @ k[at_k].to(wide))
             d_k[at_k] += scale * (d_logits.transpose(-2, -1) @ q[at_q].to(wide))
