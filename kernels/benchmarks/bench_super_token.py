@@ -80,7 +80,7 @@ def benchmarks() -> list[Benchmark | Growth]:
         Growth(
             "super_token",
             "C64 cell 8",
-            lambda device, dtype, factor: setup(2, 56 * round(factor**0.5), 64, 8, device, dtype),
-            tokens=2 * 56 * 56,
+            lambda device, dtype, factor: setup(1, 112 * round(factor**0.5), 64, 8, device, dtype),
+            tokens=112 * 112,
         ),
     ]

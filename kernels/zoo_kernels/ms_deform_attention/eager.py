@@ -215,8 +215,9 @@ def _corner_weights(tent: Tensor, weights: Tensor, out: Tensor) -> None:
         torch.mul(of_y[c // 2], tent[c % 2, 0], out=out[c])
 
 
-def _tent(u: Tensor) -> Tensor:
-    return u.abs().neg_().add_(1).clamp_(min=0)
+def _tent_(u: Tensor) -> Tensor:
+    """max(0, 1 - |u|), in place."""
+    return u.abs_().neg_().add_(1).clamp_(min=0)
 
 
 def _tent_slope(u: Tensor) -> Tensor:
@@ -243,7 +244,7 @@ def _sum_bags(
     for begin, end in samples.chunks:
         row, u, w = samples.chunk(begin, end)
         n = row.shape[0]
-        tent = _tent(u)
+        tent = _tent_(u)
         w4 = value.new_empty(n, 4, t)
         _corner_weights(tent, w, w4.transpose(0, 1))
         rows = samples.corner_rows(row)
@@ -310,7 +311,8 @@ def _attend_backward(
     for begin, end in samples.chunks:
         row, u, w = samples.chunk(begin, end)
         n, part = row.shape[0], slice(begin * h, end * h)
-        tent = _tent(u)
+        slope = _tent_slope(u) if need_samples else u
+        tent = _tent_(u)
         if need_value:
             flat = slice(begin * h * t, end * h * t)
             top_left[flat] = row.view(-1)
@@ -328,7 +330,7 @@ def _attend_backward(
             above = (dot[:, 0] * x0).addcmul_(dot[:, 1], x1)
             below = (dot[:, 2] * x0).addcmul_(dot[:, 3], x1)
             grad_weights.view(b * q * h, t)[part] = (left * x0).addcmul_(right, x1)
-            (dx0, dy0), (dx1, dy1) = _tent_slope(u)
+            (dx0, dy0), (dx1, dy1) = slope
             dxy = torch.empty(n, t, 2, dtype=dtype, device=value.device)
             torch.mul((left * dx0).addcmul_(right, dx1), w, out=dxy[..., 0])
             torch.mul((above * dy0).addcmul_(below, dy1), w, out=dxy[..., 1])

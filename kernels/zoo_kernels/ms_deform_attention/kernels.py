@@ -5,8 +5,8 @@ which in head-major values are one contiguous line each. Softmax over the logits
 registers, all accumulation is in float32. As in the eager formulation the left corner is clamped to [0, W-2] and the
 weights are tents that vanish by themselves outside the map, so that loads need no mask.
 
-Legend: BLOCK queries of a program, T samples of a query and head, TP the next power of two, D channels of a head, DP its
-next power of two, MODE the numbers of a reference (0: no reference, xy are locations and weight is used as it is).
+Legend: BLOCK queries of a program, T samples of a query and head, TP the power of two from T, D channels of a head, DP
+from D, MODE the numbers of a reference (0: no reference, xy are locations and weight is used as it is).
 """
 
 from __future__ import annotations
