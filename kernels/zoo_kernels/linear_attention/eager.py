@@ -19,9 +19,9 @@ from zoo_kernels.linear_attention.causal import causal_exp, causal_linear
 TOKENS_BY_HEAD = 512
 
 
-def _wide(*xs: Tensor | None) -> tuple[Tensor | None, ...]:
+def _wide(x: Tensor) -> Tensor:
     """float32 for half dtypes, everything else as it is."""
-    return tuple(x.float() if x is not None and x.dtype in (torch.float16, torch.bfloat16) else x for x in xs)
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _run(body: Callable[[Tensor, Tensor, Tensor], Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -34,11 +34,13 @@ def _run(body: Callable[[Tensor, Tensor, Tensor], Tensor], q: Tensor, k: Tensor,
         or min(tokens, k.shape[2]) < TOKENS_BY_HEAD
     ):
         # Contiguous: as the products would make them, some of them twice.
-        return body(*(x.contiguous() for x in _wide(q, k, v))).to(v.dtype)
+        return body(*(_wide(x).contiguous() for x in (q, k, v))).to(v.dtype)
     out = v.new_empty(B, tokens, heads, v.shape[-1]).transpose(1, 2)
+    # PyTorch's elementwise loops over a strided view run at full speed only on rows of whole 32 numbers.
+    rows = _wide if q.shape[-1] % 32 == 0 else lambda x: _wide(x).contiguous()
     for b in range(B):
         for h in range(heads):
-            out[b, h] = body(*_wide(q[b, h], k[b, h], v[b, h]))
+            out[b, h] = body(rows(q[b, h]), rows(k[b, h]), _wide(v[b, h]))
     return out
 
 
@@ -62,11 +64,11 @@ def forward(
     """phi(q) (phi(k)^T v), chunk by chunk if causal."""
     if causal:
         dtype = v.dtype
-        q, k, v, decay = _wide(q, k, v, decay)
+        q, k, v = _wide(q), _wide(k), _wide(v)
         if feature_map == "exp":
             return causal_exp(q, k, v).to(dtype)
         q, k = _positive(q, feature_map), _positive(k, feature_map)
-        return causal_linear(q, k, v, decay, eps if normalize else None).to(dtype)
+        return causal_linear(q, k, v, None if decay is None else _wide(decay), eps if normalize else None).to(dtype)
 
     def softmaxes(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # exp: sum_d exp(q_d) sum_j exp(k_jd) v_j normalised is a softmax over d of q_d + logsumexp_j k_jd.
@@ -111,13 +113,12 @@ def mala(
 ) -> Tensor:
     """One state from the rotated keys, one row of scalars from the plain ones."""
     tokens = k.shape[2]
-    sin, cos = _wide(sin, cos)
 
     def body(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k = _positive(q, "elu+1"), _positive(k, "elu+1")
         z = q @ (k.sum(-2).unsqueeze(-1) * (scale / tokens))  # [..., N, 1]
         if sin is not None and cos is not None:
-            q, k = _rotate(q, sin, cos), _rotate(k, sin, cos)
+            q, k = (_rotate(x, _wide(sin), _wide(cos)) for x in (q, k))
         state = k.transpose(-1, -2) @ v * (scale / tokens)
         return (q @ state) * (1 + 1 / (z + eps)) - z * v.mean(-2, keepdim=True)
 
@@ -141,11 +142,11 @@ def taylor(
 ) -> Tensor:
     """Direct: the [N, M] weights. Linear: states of order 0, 1 and 2, the last of size d^2 x dv."""
     dtype, (a, b, c) = v.dtype, coefficients
-    q, k, v, temperature = _wide(q, k, v, temperature)
+    q, k, v = _wide(q), _wide(k), _wide(v)
     if normalize_input:
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
     if temperature is not None:
-        q = q * temperature[:, None, None]
+        q = q * _wide(temperature)[:, None, None]
     if not linear:
         x = q @ k.transpose(-1, -2)
         w_BhNM = (a * x + b) * x + c
@@ -154,10 +155,8 @@ def taylor(
         # A column of ones: numerator and denominator in one product.
         v1 = F.pad(v, (0, 1), value=1.0)
         step = max(16, TAYLOR_CHUNK // max(1, q.shape[1] * q.shape[-1] ** 2))
-        second: Tensor | None = None
-        for k_c, v_c in zip(k.split(step, 2), v1.split(step, 2)):
-            part = _squares(k_c).transpose(-1, -2) @ v_c  # [B, h, d*d, dv+1]
-            second = part if second is None else second + part
+        parts = (_squares(k_c).transpose(-1, -2) @ v_c for k_c, v_c in zip(k.split(step, 2), v1.split(step, 2)))
+        second = sum(parts, torch.zeros((), dtype=q.dtype, device=q.device))  # [B, h, d*d, dv + 1]
         first = k.transpose(-1, -2) @ v1 * b
         zeroth = v1.sum(-2, keepdim=True) * c
         rows = [_squares(q_c) @ (a * second) + (q_c @ first + zeroth) for q_c in q.split(step, 2)]
