@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo_kernels.dispatch import BackendError, explain
-from zoo_kernels.super_token import back_project, super_token
+from zoo_kernels.super_token import back_project, eager, super_token
 from zoo_kernels.testing import assert_close, check_against_reference
 
 FIXTURES = (
@@ -182,6 +182,17 @@ def test_pixels_in_steps(affinity_grad: bool, device: str, monkeypatch: pytest.M
     check_against_reference(
         back_project, (tokens, affinity), {"cell": (5, 7), "size": (6, 7)}, backend="triton", dtype=torch.float32
     )
+
+
+def test_rows_in_steps_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without gradients a large map goes back a few rows of cells at a time."""
+    tokens, affinity = normal(2, 5, 3, 6), normal(2, 5, 3, 9, 4, seed=1)
+    want = back_project(tokens, affinity, cell=2, size=(9, 6), backend="reference")
+    monkeypatch.setattr(eager, "_STEP", 150)
+    with torch.no_grad():
+        assert len(eager._steps(10, 72)) == 5
+        got = back_project(tokens, affinity, cell=2, size=(9, 6), backend="eager")
+    assert_close("output", got, want)
 
 
 @pytest.mark.parametrize("backend", ["reference", "eager"])

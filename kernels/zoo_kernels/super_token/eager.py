@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+#: Numbers of the map that are worked on at a time without gradients.
+_STEP = 1 << 17
+
 
 def forward(
     x: Tensor, cell: tuple[int, int], iterations: int, scale: float, eps: float, affinity_grad: bool
@@ -30,14 +33,33 @@ def forward(
     return _update(pixels, affinity, eps), affinity
 
 
+def _steps(rows: int, numbers: int) -> list[slice]:
+    """Rows of cells in steps that stay in cache; in one step where gradients are recorded or a graph is made."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or rows * numbers <= 2 * _STEP:
+        return [slice(0, rows)]
+    step = max(1, _STEP // numbers)
+    return [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
+
+
 def back_project(tokens: Tensor, affinity: Tensor, cell: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """tokens [B,hh,ww,D], affinity [B,hh,ww,9,P] -> [B,H,W,D]."""
     b, hh, ww, d = tokens.shape
     ch, cw = cell
-    affinity = affinity.to(tokens.dtype).reshape(b * hh * ww, 9, ch * cw)
-    y = torch.bmm(affinity.transpose(1, 2), _unfold(tokens).reshape(b * hh * ww, 9, d))  # [cells, P, D]
-    y = y.reshape(b, hh, ww, ch, cw, d).transpose(2, 3).reshape(b, hh * ch, ww * cw, d)
-    return y[:, : size[0], : size[1]].contiguous()
+    near = _unfold(tokens).reshape(b * hh, ww, 9, d)
+    shares = affinity.to(tokens.dtype).reshape(b * hh, ww, 9, ch * cw)
+    steps = _steps(b * hh, ww * ch * cw * d)
+
+    def pixels(rows: slice) -> Tensor:
+        y = torch.matmul(shares[rows].transpose(2, 3), near[rows])  # [rows, ww, P, D]
+        return y.reshape(-1, ww, ch, cw, d).transpose(1, 2)
+
+    if len(steps) == 1:
+        y = pixels(steps[0])
+    else:
+        y = tokens.new_empty(b * hh, ch, ww, cw, d)
+        for rows in steps:
+            y[rows] = pixels(rows)
+    return y.reshape(b, hh * ch, ww * cw, d)[:, : size[0], : size[1]].contiguous()
 
 
 def _associate(pixels: Tensor, tokens: Tensor, scale: float) -> Tensor:
