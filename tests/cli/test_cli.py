@@ -151,7 +151,12 @@ def test_own_data_in_one_command(capsys, trained):
     assert "curves.png" in names
     config = next(n for n in names if n.endswith(".py"))
     metrics = _json(capsys, "test", str(trained / config), str(trained / "epoch_3.pth"))
-    assert metrics["accuracy/top1"] == 100.0
+    assert metrics["accuracy/top1"] == metrics["macro/f1"] == 100.0
+    assert main(["test", str(trained / config), str(trained / "epoch_3.pth"), "--work-dir", str(trained / "t")]) == 0
+    assert "confusion.png" in capsys.readouterr().out
+    assert json.loads((trained / "t" / "confusion.json").read_text())["matrix"] == [[2, 0], [0, 2]]
+    assert (trained / "t" / "per_class.csv").read_text().splitlines()[1].startswith("dark,100")
+    assert (trained / "t" / "confusion.png").stat().st_size > 1000
 
 
 def test_predict_follows_the_checkpoint(capsys, trained, folder, tmp_path):

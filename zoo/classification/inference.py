@@ -169,7 +169,7 @@ def predict(
 
 def load_predictor(model: Any, weights: str | os.PathLike[str] | None = None, **options: Any) -> Predictor:
     """A :class:`Predictor` of a model name, a config or a backbone with a classifier."""
-    from zoo.registry import MODELS
+    from zoo.registry import MODELS, UnknownNameError, did_you_mean
 
     if isinstance(model, nn.Module):
         if weights is not None:
@@ -179,6 +179,11 @@ def load_predictor(model: Any, weights: str | os.PathLike[str] | None = None, **
         return Predictor(model, _evaluation(224), **options)
     if str(model) in MODELS:
         return _predictor_of_name(str(model), weights, options)
+    from zoo.engine.config import list_configs
+
+    if not Path(model).is_file() and str(model) not in list_configs():
+        known = [*MODELS.names(), *list_configs()]
+        raise UnknownNameError(f"no model, config name or config file {str(model)!r}{did_you_mean(str(model), known)}")
     return _predictor_of_config(model, weights, options)
 
 

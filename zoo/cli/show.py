@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from zoo.cli.output import human, print_json
 
@@ -16,10 +17,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from zoo.registry import MODELS
+    from zoo.registry import MODELS, UnknownNameError, did_you_mean
 
     if args.model_or_config in MODELS:
         return _show_model(args)
+    from zoo.engine.config import list_configs
+
+    if not Path(args.model_or_config).is_file() and args.model_or_config not in list_configs():
+        known = [*MODELS.names(), *list_configs()]
+        hint = did_you_mean(args.model_or_config, known)
+        raise UnknownNameError(f"no model, config name or config file {args.model_or_config!r}{hint}")
     return _show_config(args)
 
 

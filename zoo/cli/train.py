@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 HELP = "train from a config, or on a folder of images of one's own"
 
@@ -15,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the work directory's last good checkpoint")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast, on CPU and GPU")
     parser.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
-    parser.add_argument("--seed", type=int, help="of everything; None in the config draws one")
+    parser.add_argument("--seed", type=int, help="of everything random (default: the config's)")
     parser.add_argument("--deterministic", action="store_true", help="only algorithms that repeat exactly")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the config")
     own = parser.add_argument_group("own data, instead of a config")
@@ -31,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from zoo.engine.config import apply_options, check_config, load_config
-    from zoo.engine.runner import Runner
+    from zoo.engine import launch
+    from zoo.engine.config import load_config
 
     if (args.config is None) == (args.model is None and args.data is None):
         raise ValueError("give a config, or --model and --data")
@@ -45,28 +44,19 @@ def run(args: argparse.Namespace) -> int:
                     f"--{name.replace('_', '-')} goes with --model and --data; a config takes --cfg-options"
                 )
         config = load_config(args.config)
-    if args.amp:
-        config.optim_wrapper.type = "zoo.engine.compat.AmpOptimWrapper"
-        config.optim_wrapper.setdefault("dtype", "bfloat16")
-    if args.compile:
-        config.compile = True
-    if args.seed is not None or args.deterministic:
-        chosen = dict(config.get("randomness") or {})
-        chosen |= {"seed": args.seed} if args.seed is not None else {}
-        config.randomness = {**chosen, "deterministic": args.deterministic or chosen.get("deterministic", False)}
-    if args.work_dir:
-        config.work_dir = args.work_dir
-    elif not config.get("work_dir"):
-        config.work_dir = str(Path("work_dirs") / Path(config.filename).stem)
-    apply_options(config, args.cfg_options)
-    config.resume = args.resume or bool(config.get("resume"))
-    if "LOCAL_RANK" in os.environ:
-        config.launcher = "pytorch"
-    check_config(config)
-    runner = Runner.from_cfg(config)
-    runner.train()
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(f"trained; checkpoints and logs are in {config.work_dir}")
+    if args.deterministic:
+        config.randomness = {**config.get("randomness", {}), "deterministic": True}
+    runner = launch.train(
+        config,
+        work_dir=args.work_dir,
+        options=args.cfg_options,
+        resume=args.resume,
+        amp=args.amp,
+        compile=args.compile,
+        seed=args.seed,
+    )
+    if runner.rank == 0:
+        print(f"trained; checkpoints and logs are in {runner.work_dir}")
     return 0
 
 
