@@ -75,6 +75,10 @@ def gram(
     mean = mean.to(x.dtype).to(wide)
     g = (centred.transpose(1, 2) @ centred).to(wide)  # [B, C, C]
     t, const = finish(mean, g, n, qkv_weight, qkv_bias, proj_weight, proj_bias, heads, scale)
+    if wide == x.dtype:
+        # The centred copy is free again before the output is made.
+        del centred
+        return torch.baddbmm(const, x, t.transpose(1, 2))
     # y = (x - m) T^T + (T m + const): the tokens enter centred, which keeps their digits in half precision.
     const = const + mean @ t.transpose(1, 2)
     return torch.baddbmm(const.to(x.dtype), centred, t.transpose(1, 2).to(x.dtype))
