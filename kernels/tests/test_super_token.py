@@ -192,6 +192,11 @@ def test_rows_in_steps_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         assert len(eager._steps(10, 72)) == 5
         got = back_project(tokens, affinity, cell=2, size=(9, 6), backend="eager")
+        x = normal(2, 10, 6, 6, seed=2)
+        assert len(eager._steps(10, 72)) > 1
+        pairs = zip(*(super_token(x, cell=2, iterations=2, backend=b) for b in ("eager", "reference")))
+        for value, expected in pairs:
+            assert_close("tokens and affinity", value, expected)
     assert_close("output", got, want)
 
 

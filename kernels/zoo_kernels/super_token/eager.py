@@ -23,8 +23,8 @@ def forward(
     tokens = pixels.mean(3)
     if affinity_grad or not torch.is_grad_enabled() or not x.requires_grad:
         for _ in range(iterations):
-            affinity = _associate(pixels, tokens, scale)
-            tokens = _update(pixels, affinity, eps)
+            affinity, gathered = _associate_and_gather(pixels, tokens, scale)
+            tokens = _divided(gathered, affinity, eps)
         return tokens, affinity
     with torch.no_grad():
         for _ in range(iterations - 1):
@@ -74,8 +74,27 @@ def _update(pixels: Tensor, affinity: Tensor, eps: float) -> Tensor:
     """Tokens [B,hh,ww,C]: means of the pixels weighted by affinity."""
     b, hh, ww, p, c = pixels.shape
     gathered = torch.bmm(affinity.reshape(b * hh * ww, 9, p), pixels.reshape(b * hh * ww, p, c))
-    total = _fold(affinity.sum(-1, dtype=_wide(affinity.dtype)).reshape(b, hh, ww, 9, 1))
-    return (_fold(gathered.reshape(b, hh, ww, 9, c)) / (total + eps)).to(pixels.dtype)
+    return _divided(gathered.reshape(b, hh, ww, 9, c), affinity, eps)
+
+
+def _associate_and_gather(pixels: Tensor, tokens: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Affinity [B,hh,ww,9,P], and what the pixels of each cell give to its nine tokens [B,hh,ww,9,C]."""
+    b, hh, ww, p, c = pixels.shape
+    near, rows_of = _unfold(tokens * scale).reshape(b * hh, ww, 9, c), pixels.reshape(b * hh, ww, p, c)
+
+    def step(rows: slice) -> tuple[Tensor, Tensor]:
+        a = torch.matmul(near[rows], rows_of[rows].transpose(2, 3)).softmax(2)
+        return a, torch.matmul(a, rows_of[rows])
+
+    parts = [step(rows) for rows in _steps(b * hh, ww * p * c)]
+    affinity, gathered = (torch.cat(t) if len(t) > 1 else t[0] for t in zip(*parts))
+    return affinity.reshape(b, hh, ww, 9, p), gathered.reshape(b, hh, ww, 9, c)
+
+
+def _divided(gathered: Tensor, affinity: Tensor, eps: float) -> Tensor:
+    """Tokens [B,hh,ww,C] of what the cells give to them."""
+    total = _fold(affinity.sum(-1, keepdim=True, dtype=_wide(affinity.dtype)))
+    return (_fold(gathered) / (total + eps)).to(gathered.dtype)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
