@@ -79,10 +79,16 @@ def draw_attention(result: dict, out: Path) -> None:
     eye = (0.44, 0.37)
     names = mixer_names(predictor.network)
     heats = {
-        f"what {record.name} attends to": attention_heat(record, eye)
+        record.name.removeprefix("model.backbone."): attention_heat(record, eye)
         for record in collect_attention(predictor.network, x, [names[0], names[-1]])
     }
-    save_attention(photo, heats, out / "attention.png", query=eye, title=result["config"])
+    save_attention(
+        photo,
+        heats,
+        out / "attention.png",
+        query=eye,
+        title=f"What the eye attends to, in mixers of {result['config']}",
+    )
 
 
 def main() -> int:
