@@ -213,8 +213,8 @@ class _Call:
         self.total = b * rows * cols
         self.n, self.nk = window[0] * window[1], kv_window[0] * kv_window[1]
         self.bn, self.bd = block(self.nk), block(self.d)
-        # The tiles of scores must fit in registers; the backward holds four of them.
-        self.bm = min(block(self.n), 64, (4096 if backward else 8192) // self.bn)
+        # A tile of scores holds at most 4096 elements: the backward keeps four of them in registers.
+        self.bm = min(block(self.n), 64, 4096 // self.bn)
         self.blocks = triton.cdiv(self.n, self.bm)
         padded = (rows * window[0], cols * window[1]) != (h, w)
         padded |= (rows * kv_window[0], cols * kv_window[1]) != tuple(kv_size)
