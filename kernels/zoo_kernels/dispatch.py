@@ -112,6 +112,14 @@ def tensors(*args: Any, **kwargs: Any) -> list[torch.Tensor]:
     return [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
 
 
+def _first_tensor(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    """The first tensor among the arguments of a call, or None (written for torch 2.6's compiler, too)."""
+    for a in (*args, *kwargs.values()):
+        if isinstance(a, torch.Tensor):
+            return a
+    return None
+
+
 def triton_can_run(*args: Any, **kwargs: Any) -> str | None:
     """The part of ``can_run`` that all triton backends share: package, driver, device, dtype."""
     reason = _missing()
@@ -189,7 +197,7 @@ class Operator:
         if backend == "auto" and _forced is not None:
             backend = _forced
         if backend == "auto":
-            first = next(iter(tensors(*args, **kwargs)), None)
+            first = _first_tensor(*args, **kwargs)
             if first is None or not first.is_cuda or exporting():
                 return "eager"
             if self.why_not("triton", *args, **kwargs) is None:
@@ -207,7 +215,7 @@ class Operator:
         return self.autocast and tensor.device.type != "meta" and torch.is_autocast_enabled(tensor.device.type)
 
     def __call__(self, *args: Any, backend: str = "auto", **kwargs: Any) -> Any:
-        first = next(iter(tensors(*args, **kwargs)), None)
+        first = _first_tensor(*args, **kwargs)
         if first is not None and self.autocasts(first):
             device = first.device.type
             dtype = torch.get_autocast_dtype(device)
