@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ MAX_DIM = 128
 TILE = 64
 
 
-def _constants(q: Tensor, v: Tensor, window: list[int], bias: Tensor | None) -> dict[str, Any]:
+def _constants(q: Tensor, v: Tensor, window: Sequence[int], bias: Tensor | None) -> dict[str, Any]:
     """``window`` is (kernel, dilation, stride, causal), each (y, x)."""
     names = ("KY", "KX", "DY", "DX", "SY", "SX", "CY", "CX")
     d, e = q.shape[-1], v.shape[-1]
@@ -50,7 +51,7 @@ def _tiles(q: Tensor, constants: dict[str, Any]) -> tuple[int, int, int]:
 
 
 @torch.library.custom_op("zoo_kernels::neighborhood_attention", mutates_args=())
-def _op(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, window: list[int], scale: float) -> tuple[Tensor, Tensor]:
+def _op(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, window: Sequence[int], scale: float) -> tuple[Tensor, Tensor]:
     """out [B, Y, X, H, E] and the logits' log-sum-exp, base 2, [B, H, Y, X]."""
     B, Y, X, H, _ = q.shape
     out = torch.empty((B, Y, X, H, v.shape[-1]), dtype=v.dtype, device=v.device)
@@ -84,7 +85,7 @@ def _backward_op(
     bias: Tensor | None,
     out: Tensor,
     lse: Tensor,
-    window: list[int],
+    window: Sequence[int],
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv, and dbias (empty without a bias)."""
