@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoo_kernels import tuning
 from zoo_kernels.dispatch import multiprocessors
 from zoo_kernels.testing import BuildCase
 from zoo_kernels.tiles import block, cast, device_of, dot, dot_wide, unit_stride
@@ -288,20 +289,15 @@ def can_run(
     return None
 
 
-def _config(q: Tensor, v: Tensor, agents: int) -> dict[str, int]:
-    """Constant arguments, tile sizes and warps; the same for every architecture."""
+def _config(kernel: str, q: Tensor, v: Tensor, agents: int, tokens: int) -> dict[str, int]:
+    """Constant arguments, tile sizes and warps of a kernel that walks over ``tokens``."""
     d, dv = q.shape[3], v.shape[3]
-    large = block(agents) * block(max(d, dv)) > 64 * 64
-    return {
-        "D": d,
-        "DV": dv,
-        "BLOCK_D": block(d),
-        "BLOCK_DV": block(dv),
-        "BLOCK_A": block(agents),
-        "BLOCK_N": 64,
-        "num_warps": 8 if large else 4,
-        "num_stages": 2,
-    }
+    width = block(max(d, dv))
+    default = {"BLOCK_N": 64, "num_warps": 8 if block(agents) * width > 64 * 64 else 4, "num_stages": 2}
+    exact = {"dim": width, "agents": block(agents), "bytes": q.element_size()}
+    near = {"tokens": tokens, "heads": q.shape[0] * q.shape[1]}
+    own = tuning.config(kernel, q.device, default, exact=exact, near=near)
+    return {"D": d, "DV": dv, "BLOCK_D": block(d), "BLOCK_DV": block(dv), "BLOCK_A": block(agents), **own}
 
 
 def _bias(bias: Tensor | None, columns: int) -> tuple[Tensor | None, tuple[int, ...]]:
@@ -338,7 +334,7 @@ def _forward(
         return out, agent_v, lse
     q, k, v, agent = map(unit_stride, (q, k, v, agent))
     (ab, ab_strides), (qb, qb_strides) = _bias(agent_bias, M), _bias(query_bias, n)
-    config = _config(q, v, n)
+    config = _config("agent_collect", q, v, n, M)
     size, wanted = config["BLOCK_N"], 4 * multiprocessors(q.device)
     # Keys are split only as far as needed to give every multiprocessor work.
     per_split = size * _ceil(_ceil(M, size), min(_ceil(M, size), _ceil(wanted, B * h)))
@@ -358,7 +354,8 @@ def _forward(
                 BLOCK_A=config["BLOCK_A"], num_warps=4,
             )  # fmt: skip
         if N > 0:
-            tiles = _ceil(N, size)
+            config = _config("agent_spread", q, v, n, N)
+            tiles = _ceil(N, config["BLOCK_N"])
             each = max(1, min(8, tiles, B * h * tiles // wanted))
             groups = _ceil(tiles, each)
             _spread_kernel[(B * h * groups,)](
@@ -407,10 +404,11 @@ def _backward(
         return dq.zero_(), dk.zero_(), dv.zero_(), da, dab, dqb
     q, k, v, agent, grad = map(unit_stride, (q, k, v, agent, grad))
     (ab, ab_strides), (qb, qb_strides) = _bias(agent_bias, M), _bias(query_bias, n)
-    config = _config(q, v, n)
-    size, wanted = config["BLOCK_N"], 4 * multiprocessors(q.device)
+    wanted = 4 * multiprocessors(q.device)
     with device_of(q):
-        groups, outer, parts, steps = _walk(N, size, B, h, wanted, query_bias if need_query_bias else None)
+        config = _config("agent_grad_spread", q, v, n, N)
+        bias = query_bias if need_query_bias else None
+        groups, outer, parts, steps = _walk(N, config["BLOCK_N"], B, h, wanted, bias)
         da_q, dav = torch.empty(B, h, parts, n, d, **made), torch.empty(B, h, parts, n, dv_, **made)
         dqb = torch.empty((outer, h, N, n) if need_query_bias else 0, **made)
         _grad_spread_kernel[(h * groups * outer,)](
@@ -419,7 +417,9 @@ def _backward(
             BIAS_GRAD=need_query_bias, **config,
         )  # fmt: skip
         dav = dav.sum(2)
-        groups, outer, parts, steps = _walk(M, size, B, h, wanted, agent_bias if need_agent_bias else None)
+        config = _config("agent_grad_collect", q, v, n, M)
+        bias = agent_bias if need_agent_bias else None
+        groups, outer, parts, steps = _walk(M, config["BLOCK_N"], B, h, wanted, bias)
         da_k = torch.empty(B, h, parts, n, d, **made)
         dab = torch.empty((outer, h, n, M) if need_agent_bias else 0, **made)
         _grad_collect_kernel[(h * groups * outer,)](

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zoo_kernels import tuning
 from zoo_kernels.channel_attention.eager import finish, gram_pays
 from zoo_kernels.dispatch import multiprocessors
 from zoo_kernels.testing import BuildCase
@@ -59,17 +60,22 @@ def _gram_op(x: Tensor) -> tuple[Tensor, Tensor]:
     b, n, c = x.shape
     x = unit_stride(x)
     mean = x.mean(1, keepdim=True, dtype=torch.float32)
-    tiles = triton.cdiv(c, BLOCK_C)
+    default = {"BLOCK_N": BLOCK_N, "BLOCK_C": BLOCK_C, "num_warps": 4, "num_stages": 3}
+    own = tuning.config(
+        "channel_gram", x.device, default, exact={"bytes": x.element_size()}, near={"tokens": b * n, "channels": c}
+    )
+    block_n = own["BLOCK_N"]
+    tiles = triton.cdiv(c, own["BLOCK_C"])
     pairs = tiles * (tiles + 1) // 2
     wanted = triton.cdiv(4 * multiprocessors(x.device), pairs * max(b, 1))
-    per_split = max(BLOCK_N, triton.cdiv(triton.cdiv(n, wanted), BLOCK_N) * BLOCK_N)
+    per_split = max(block_n, triton.cdiv(triton.cdiv(n, wanted), block_n) * block_n)
     splits = triton.cdiv(n, per_split)
     parts = torch.empty(b, splits, c, c, dtype=torch.float32, device=x.device)
     if b:
         with device_of(x):
             channel_gram[(pairs, splits, b)](
                 x, mean, parts, n, splits, per_split, x.stride(0), x.stride(1),
-                C=c, BLOCK_N=BLOCK_N, BLOCK_C=BLOCK_C, num_warps=4, num_stages=3,
+                C=c, **own,
             )  # fmt: skip
     return mean, parts.sum(1)
 

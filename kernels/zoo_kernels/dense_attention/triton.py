@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zoo_kernels import tuning
 from zoo_kernels.testing import BuildCase
 from zoo_kernels.tiles import LOG2E, block, cast, device_of, dot, unit_stride
 
@@ -310,15 +311,24 @@ def _bias_strides(bias: Tensor | None) -> list[int]:
     return [0] * 4 if bias is None else [s if n > 1 else 0 for n, s in zip(bias.shape, bias.stride())]
 
 
-def _constants(q: Tensor, v: Tensor, code: int, *, backward: bool) -> dict[str, int]:
+def _config(
+    kernel: str, q: Tensor, v: Tensor, code: int, *, backward: bool = False, num_warps: int = 0
+) -> dict[str, int]:
     """Block sizes and warps by head width: fewer queries a block where the rows are long."""
     d, dv = q.shape[3], v.shape[3]
     wide = max(block(d), block(dv)) > 64
     rows = 64 if wide or backward or q.dtype == torch.float32 else 128
     rows = min(rows, block(q.shape[2]))
     cols = min(32 if wide and backward else 64, block(v.shape[2]))
-    blocks = {"D": d, "DV": dv, "BD": block(d), "BDV": block(dv), "BM": rows, "BN": cols}
-    return {**blocks, "SCORE": code, "num_warps": 8 if wide or rows > 64 else 4, "num_stages": 2}
+    default = {"BM": rows, "BN": cols, "num_warps": num_warps or (8 if wide or rows > 64 else 4), "num_stages": 2}
+    exact = {"dim": max(block(d), block(dv)), "score": code, "bytes": q.element_size()}
+    near = {"queries": q.shape[2], "keys": v.shape[2], "heads": q.shape[0] * q.shape[1]}
+    return tuning.config(kernel, q.device, default, exact=exact, near=near)
+
+
+def _constants(q: Tensor, v: Tensor, code: int) -> dict[str, int]:
+    d, dv = q.shape[3], v.shape[3]
+    return {"D": d, "DV": dv, "BD": block(d), "BDV": block(dv), "SCORE": code}
 
 
 @torch.library.custom_op("zoo_kernels::dense_attention", mutates_args=())
@@ -331,18 +341,19 @@ def _dense_op(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
     stat = torch.empty(b, h, (0, n, m)[code], dtype=torch.float32, device=q.device)
     if b * h == 0:
         return out, stat
-    constants = _constants(q, v, code, backward=False)
-    bm, bn, has_bias = constants["BM"], constants["BN"], bias is not None
+    constants, has_bias = _constants(q, v, code), bias is not None
     added = q if bias is None else bias
     with device_of(q):
         if code == CODES["reversed"]:
-            dense_key_stats[(triton.cdiv(m, bn), b * h)](
+            own = _config("dense_key_stats", q, v, code, num_warps=4)
+            dense_key_stats[(triton.cdiv(m, own["BN"]), b * h)](
                 q, k, added, stat, h, n, m, *_strides(q, k), *_bias_strides(bias), scale,
-                D=d, BD=constants["BD"], BM=bm, BN=bn, HAS_BIAS=has_bias, num_warps=4, num_stages=2,
+                D=d, BD=constants["BD"], HAS_BIAS=has_bias, **own,
             )  # fmt: skip
-        dense_forward[(triton.cdiv(n, bm), b * h)](
+        own = _config("dense_forward", q, v, code)
+        dense_forward[(triton.cdiv(n, own["BM"]), b * h)](
             q, k, v, added, stat, out, h, n, m, *_strides(q, k, v, out), *_bias_strides(bias), scale, **constants,
-            HAS_BIAS=has_bias,
+            HAS_BIAS=has_bias, **own,
         )  # fmt: skip
     return out, stat
 
@@ -370,21 +381,26 @@ def _dense_grad_op(
         delta = (grad.float() * out.float()).sum(-1)
     else:
         delta = torch.empty_like(stat)
-    constants = _constants(q, v, code, backward=True)
-    bm, bn = constants["BM"], constants["BN"]
+    constants = _constants(q, v, code)
     added = q if bias is None else bias
-    tight = {**constants, "num_warps": 8}  # two accumulators, or a tile beside the scores: fewer registers a thread
+    # Two accumulators, or a tile beside the scores: eight warps, for fewer registers a thread.
+    for_keys = _config("dense_backward_keys", q, v, code, backward=True, num_warps=8)
+    for_queries = _config("dense_backward_queries", q, v, code, backward=True)
+    for_bias = _config("dense_backward_bias", q, v, code, backward=True, num_warps=8)
     common = (*_strides(q, k, v, grad), *_bias_strides(bias), scale)
     with device_of(q):
-        dense_backward_keys[(triton.cdiv(m, bn), b * h)](
-            q, k, v, added, stat, delta, grad, dk, dv, h, n, m, *common, **tight, HAS_BIAS=bias is not None
-        )
-        dense_backward_queries[(triton.cdiv(n, bm), b * h)](
-            q, k, v, added, stat, delta, grad, dq, h, n, m, *common, **constants, HAS_BIAS=bias is not None
-        )
+        dense_backward_keys[(triton.cdiv(m, for_keys["BN"]), b * h)](
+            q, k, v, added, stat, delta, grad, dk, dv, h, n, m, *common, **constants, HAS_BIAS=bias is not None,
+            **for_keys,
+        )  # fmt: skip
+        dense_backward_queries[(triton.cdiv(n, for_queries["BM"]), b * h)](
+            q, k, v, added, stat, delta, grad, dq, h, n, m, *common, **constants, HAS_BIAS=bias is not None,
+            **for_queries,
+        )  # fmt: skip
         if bias_grad and bias is not None:
-            dense_backward_bias[(triton.cdiv(n, bm), triton.cdiv(m, bn), bias.shape[0] * bias.shape[1])](
-                q, k, v, added, stat, delta, grad, dbias, b, h, n, m, *common, *bias.shape[:2], **tight
+            grid = (triton.cdiv(n, for_bias["BM"]), triton.cdiv(m, for_bias["BN"]), bias.shape[0] * bias.shape[1])
+            dense_backward_bias[grid](
+                q, k, v, added, stat, delta, grad, dbias, b, h, n, m, *common, *bias.shape[:2], **constants, **for_bias
             )
     return dq, dk, dv, dbias
 

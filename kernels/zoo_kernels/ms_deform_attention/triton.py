@@ -16,6 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
+from zoo_kernels import tuning
 from zoo_kernels.dispatch import multiprocessors
 from zoo_kernels.ms_deform_attention import eager
 from zoo_kernels.ms_deform_attention.kernels import backward_kernel, forward_kernel
@@ -73,7 +74,7 @@ def _tile_order(flat: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def _launch(
-    value: Tensor, reference: Tensor | None, xy: Tensor, shapes: Sequence[int], points: Sequence[int]
+    kernel: str, value: Tensor, reference: Tensor | None, xy: Tensor, shapes: Sequence[int], points: Sequence[int]
 ) -> tuple[tuple[int, int], dict[str, object], Tensor, Tensor]:
     """Grid, the launch arguments that both kernels share, the level table and the order of the queries."""
     b, q, h, t, _ = xy.shape
@@ -83,6 +84,14 @@ def _launch(
     block = max(8, min(64, 1024 // padded))
     if triton.cdiv(q, block) * b * h < 2 * multiprocessors(value.device):
         block = max(8, block // 2)
+    own = tuning.config(
+        kernel,
+        value.device,
+        {"BLOCK": block, "num_warps": 4},
+        exact={"dim": padded, "samples": t, "bytes": value.element_size()},
+        near={"queries": q, "heads": b * h},
+    )
+    block = own["BLOCK"]
     flat = tuple(shapes)
     ordered = q == value.shape[1] and q > block
     levels = _level_table(flat, tuple(points), value.device)
@@ -94,8 +103,7 @@ def _launch(
         "DP": padded,
         "MODE": 0 if reference is None else reference.shape[-1],
         "ORDERED": ordered,
-        "BLOCK": block,
-        "num_warps": 4,
+        **own,
     }
     order = _tile_order(flat, value.device) if ordered else levels
     return (triton.cdiv(q, block), b * h), arguments, levels, order
@@ -123,7 +131,7 @@ def _attend(
     if out.numel() == 0:
         return out
     value, xy, weights = _readable(value, q), xy.contiguous(), weights.contiguous()
-    grid, arguments, levels, order = _launch(value, reference, xy, shapes, points)
+    grid, arguments, levels, order = _launch("ms_deform_forward", value, reference, xy, shapes, points)
     reference = weights if reference is None else reference.contiguous()
     strides = (value.stride(0), value.stride(1), value.stride(2))
     forward_kernel[grid](value, reference, xy, weights, levels, order, out, *strides, q, h, **arguments)
@@ -168,7 +176,7 @@ def _attend_backward(
     scratch = torch.empty_like(grad_weights, dtype=torch.float32) if half else grad_weights
     if b * q and (samples or atomic):
         readable, xy_, weights_ = _readable(value, q), xy.contiguous(), weights.contiguous()
-        grid, arguments, levels, order = _launch(value, reference, xy, shapes, points)
+        grid, arguments, levels, order = _launch("ms_deform_backward", value, reference, xy, shapes, points)
         backward_kernel[grid](
             grad.contiguous(),
             readable,

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zoo_kernels import tuning
 from zoo_kernels.testing import BuildCase
 from zoo_kernels.tiles import LOG2E, block, cast, device_of, dot, unit_stride
 
@@ -206,16 +207,18 @@ def _grad_kv_kernel(
     tl.store(dv_out + row[:, None] * DV + dv[None, :], cast(dv_acc, dv_out.dtype.element_ty), mask=v_mask)
 
 
-def _tiles(rows: int, columns: int, d: int) -> dict[str, int]:
-    """Tile sizes and warps for tiles of ``rows`` kept and ``columns`` walked over; the same for every architecture."""
+def _tiles(kernel: str, rows: int, columns: int, like: Tensor, d: int, *, turned: bool = False) -> dict[str, int]:
+    """Tile sizes and warps for tiles of ``rows`` kept and ``columns`` walked over; ``turned``: rows are the keys."""
     most = 64 if d <= 64 else 32
-    BLOCK_M = block(rows, 16, most)
-    return {
-        "BLOCK_M": BLOCK_M,
-        "BLOCK_N": block(columns, 16, most),
-        "num_warps": 4 if BLOCK_M >= 64 else (2 if BLOCK_M == 32 else 1),  # 64 rows and 4 warps give wgmma
+    kept, walked = block(rows, 16, most), block(columns, 16, most)
+    default = {
+        "BLOCK_M": walked if turned else kept,
+        "BLOCK_N": kept if turned else walked,
+        "num_warps": 4 if kept >= 64 else (2 if kept == 32 else 1),  # 64 rows and 4 warps give wgmma
         "num_stages": 2,
     }
+    exact = {"dim": block(d, 16, MAX_HEAD_DIM), "rows": kept, "bytes": like.element_size()}
+    return tuning.config(kernel, like.device, default, exact=exact, near={"columns": columns})
 
 
 def _shape_arguments(q: Tensor, k: Tensor, v: Tensor, indices: Tensor) -> dict[str, int]:
@@ -242,7 +245,7 @@ def _forward(
     if out.numel() == 0:
         return out, lse
     q, k, v, indices = unit_stride(q), unit_stride(k), unit_stride(v), indices.contiguous()
-    tiles = _tiles(Nq, indices.shape[2] * k.shape[2], max(k.shape[4], dv))
+    tiles = _tiles("routed_forward", Nq, indices.shape[2] * k.shape[2], q, max(k.shape[4], dv))
     grid = (B * R * triton.cdiv(Nq, tiles["BLOCK_M"]) * h,)
     with device_of(q):
         _forward_kernel[grid](
@@ -285,7 +288,7 @@ def _backward(
     strides = (*q.stride()[:4], *k.stride()[:4], *v.stride()[:4])
     shapes, soft = _shape_arguments(q, k, v, indices), weights is not None
     width = max(k.shape[4], v.shape[4])
-    tiles = _tiles(Nq, topk * Nk, width)
+    tiles = _tiles("routed_grad_q", Nq, topk * Nk, q, width)
     blocks = triton.cdiv(Nq, tiles["BLOCK_M"])
     dw = torch.empty((B, R, h, blocks, topk, Nk) if soft else 0, dtype=torch.float32, device=q.device)
     with device_of(q):
@@ -293,8 +296,7 @@ def _backward(
             q, k, v, indices, weights, out, grad, lse, delta, dq, dw, *strides, R, h, scale, SOFT=soft, **shapes,
             **tiles,
         )  # fmt: skip
-        tiles = _tiles(Nk, R * topk * Nq // S, width)  # rows kept are keys: the names change places
-        tiles["BLOCK_M"], tiles["BLOCK_N"] = tiles["BLOCK_N"], tiles["BLOCK_M"]
+        tiles = _tiles("routed_grad_kv", Nk, R * topk * Nq // S, q, width, turned=True)
         order, first = inverse_lists(indices, S)
         _grad_kv_kernel[(B * S * triton.cdiv(Nk, tiles["BLOCK_N"]) * h,)](
             q, k, v, weights, order, first, grad, lse, delta, dk, dv, *strides, R, S, h, scale, SOFT=soft, **shapes,

@@ -13,6 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
+from zoo_kernels import tuning
 from zoo_kernels.dispatch import interpreting
 from zoo_kernels.super_token import eager
 from zoo_kernels.super_token.kernels import cell_kernel, fold_kernel, mean_kernel, spread_kernel
@@ -53,10 +54,18 @@ def back_project(tokens: Tensor, affinity: Tensor, cell: tuple[int, int], size: 
     return _spread(tokens, affinity, list(cell), list(size))
 
 
-def _tile(channels: int, pixels: int) -> tuple[int, int]:
-    """Channels padded, and pixels of a step: 8192 numbers of the map at once."""
-    padded = max(16, triton.next_power_of_2(channels))
-    return padded, max(16, min(triton.next_power_of_2(pixels), 8192 // padded))
+def _tile(kernel: str, like: Tensor, cell: Sequence[int], cells: int) -> dict[str, int]:
+    """Channels padded, pixels of a step (8192 numbers of the map at once), and warps; ``like`` [..., C]."""
+    padded = max(16, triton.next_power_of_2(like.shape[-1]))
+    pixels = triton.next_power_of_2(cell[0] * cell[1])
+    own = tuning.config(
+        kernel,
+        like.device,
+        {"BP": max(16, min(pixels, 8192 // padded)), "num_warps": 4},
+        exact={"dim": padded, "pixels": pixels, "bytes": like.element_size()},
+        near={"cells": cells},
+    )
+    return {"CP": padded, **own}
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -79,7 +88,6 @@ def _cells(
 ) -> tuple[Tensor, Tensor]:
     """Launch the cell kernel: with tokens write affinity (scale None: bare products), with gather return the sums."""
     (b, h, w, c), (hh, ww) = x.shape, _grid(x, cell)
-    padded, step = _tile(c, cell[0] * cell[1])
     g = b * hh * ww
     gathered = torch.empty((g, 9, c) if gather else 0, dtype=torch.float32, device=x.device)
     total = torch.empty((g, 9) if gather else 0, dtype=torch.float32, device=x.device)
@@ -98,13 +106,11 @@ def _cells(
             CH=cell[0],
             CW=cell[1],
             C=c,
-            CP=padded,
-            BP=step,
             PRODUCTS=tokens is not None,
             SOFTMAX=scale is not None,
             GATHER=gather,
             PRECISION=_precision(x.dtype),
-            num_warps=4,
+            **_tile("super_token_cell", x, cell, g),
         )
     return gathered, total
 
@@ -137,13 +143,12 @@ def _super_token(
 ) -> tuple[Tensor, Tensor, Tensor]:
     x = x.contiguous()
     (b, h, w, c), (hh, ww) = x.shape, _grid(x, cell)
-    padded, step = _tile(c, cell[0] * cell[1])
     tokens = torch.empty(b, hh, ww, c, dtype=x.dtype, device=x.device)
     affinity = torch.empty(b, hh, ww, 9, cell[0] * cell[1], dtype=x.dtype, device=x.device)
     denominator = torch.empty(b, hh, ww, dtype=torch.float32, device=x.device)
     if b:
         mean_kernel[(b * hh * ww,)](
-            x, tokens, h, w, hh, ww, CH=cell[0], CW=cell[1], C=c, CP=padded, BP=step, num_warps=4
+            x, tokens, h, w, hh, ww, CH=cell[0], CW=cell[1], C=c, **_tile("super_token_mean", x, cell, b * hh * ww)
         )
     for _ in range(iterations):
         gathered, total = _cells(x, tokens, affinity, cell, scale=scale, gather=True)
@@ -247,7 +252,6 @@ _gather.register_autograd(_gather_backward, setup_context=_gather_setup)
 @torch.library.custom_op("zoo_kernels::super_token_spread_triton", mutates_args=())
 def _spread(tokens: Tensor, affinity: Tensor, cell: Sequence[int], size: Sequence[int]) -> Tensor:
     b, hh, ww, c = tokens.shape
-    padded, step = _tile(c, cell[0] * cell[1])
     out = torch.empty(b, size[0], size[1], c, dtype=tokens.dtype, device=tokens.device)
     if b:
         spread_kernel[(b * hh * ww,)](
@@ -261,10 +265,8 @@ def _spread(tokens: Tensor, affinity: Tensor, cell: Sequence[int], size: Sequenc
             CH=cell[0],
             CW=cell[1],
             C=c,
-            CP=padded,
-            BP=step,
             PRECISION=_precision(tokens.dtype),
-            num_warps=4,
+            **_tile("super_token_spread", tokens, cell, b * hh * ww),
         )
     return out
 

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zoo_kernels import tuning
 from zoo_kernels.dispatch import multiprocessors
 from zoo_kernels.testing import BuildCase
 from zoo_kernels.tiles import LOG2E, block, cast, device_of, dot, unit_stride
@@ -213,17 +214,27 @@ class _Call:
         self.total = b * rows * cols
         self.n, self.nk = window[0] * window[1], kv_window[0] * kv_window[1]
         self.bn, self.bd = block(self.nk), block(self.d)
-        # A tile of scores holds at most 4096 elements: the backward keeps four of them in registers.
-        self.bm = min(block(self.n), 64, 4096 // self.bn)
-        self.blocks = triton.cdiv(self.n, self.bm)
         padded = (rows * window[0], cols * window[1]) != (h, w)
         padded |= (rows * kv_window[0], cols * kv_window[1]) != tuple(kv_size)
+        own = tuning.config(
+            "window_backward" if backward else "window_forward",
+            q.device,
+            {
+                # A tile of scores holds at most 4096 elements: the backward keeps four of them in registers.
+                "BM": min(block(self.n), 64, 4096 // self.bn),
+                "num_warps": 4 if self.bn <= 64 and not (backward and pad and padded) else 8,
+                "num_stages": 2,
+            },
+            exact={"dim": self.bd, "keys": self.bn, "padding": int(pad and padded), "bytes": q.element_size()},
+            near={"windows": self.total * heads},
+        )
+        self.bm = own["BM"]
+        self.blocks = triton.cdiv(self.n, self.bm)
         self.sizes = (self.total, rows * cols, cols, h, w, *kv_size, *shift)
         self.constants = {
             "WINDOW_H": window[0], "WINDOW_W": window[1], "KEY_H": kv_window[0], "KEY_W": kv_window[1], "D": self.d,
-            "BM": self.bm, "BN": self.bn, "BD": self.bd, "BLOCKS": self.blocks,
+            **own, "BN": self.bn, "BD": self.bd, "BLOCKS": self.blocks,
             "HAS_BIAS": bias is not None, "SHIFTED": any(shift), "PADDED": padded, "PAD_VALUE": pad and padded,
-            "num_warps": 4 if self.bn <= 64 and not (backward and pad and padded) else 8, "num_stages": 2,
         }  # fmt: skip
         # Enough programs to fill the card several times, few enough that the bias is read by few of them.
         fill = multiprocessors(q.device) * (4 if backward else 8)
