@@ -162,6 +162,31 @@ def test_many_chunks(decay: bool) -> None:
         check_against_reference(linear_attention, qkv(1, 2, n, 8), kwargs, backend="eager", dtype=torch.float32)
 
 
+@pytest.mark.usefixtures("triton_works")
+@pytest.mark.parametrize("decay,learned", [(None, False), (0.97, False), (0.97, True)])
+def test_causal_on_triton_over_many_blocks(decay: float | None, learned: bool, device: str) -> None:
+    """Several segments of several blocks; where decay has a gradient, segments of one block."""
+
+    def call(q, k, v, rate=None, backend="auto"):
+        if decay is not None and rate is None:
+            rate = torch.tensor([decay, 1.0], dtype=q.dtype, device=q.device)
+        return linear_attention(q, k, v, causal=True, decay=rate, backend=backend)
+
+    args = [t.to(device) for t in qkv(1, 2, 290, 5, 7)]
+    if learned:
+        args.append(torch.tensor([decay, 0.999], dtype=torch.float64, device=device))
+    check_against_reference(call, args, backend="triton", dtype=torch.float32)
+
+
+@pytest.mark.usefixtures("triton_works")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_causal_on_triton_with_large_values(dtype: torch.dtype, device: str) -> None:
+    """Products of features beyond float16's range, divided by sums of them."""
+    q, k, v = (t.to(device) for t in qkv(1, 2, 70, 8))
+    kwargs = {"causal": True}
+    check_against_reference(linear_attention, (q * 1e3, k * 1e3, v), kwargs, backend="triton", dtype=dtype, grads=False)
+
+
 def test_causal_equals_its_prefixes() -> None:
     q, k, v = qkv(1, 2, 150, 8)
     for feature_map in ("elu+1", "relu", "exp"):
@@ -279,7 +304,7 @@ def test_autocast_keeps_the_state_in_float32() -> None:
 
 def test_explain_names_the_reasons() -> None:
     q, k, v = (t.float() for t in qkv(1, 1, 4, 4))
-    lines = {line.backend: line for line in explain("linear_attention", q, k, v, feature_map="elu+1", causal=True)}
+    lines = {line.backend: line for line in explain("linear_attention", q, k, v, feature_map="exp", causal=True)}
     assert lines["eager"].chosen
     assert lines["triton"].reason
 

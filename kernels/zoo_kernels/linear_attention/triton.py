@@ -8,7 +8,7 @@ import torch
 import triton
 
 from zoo_kernels.dispatch import interpreting, multiprocessors
-from zoo_kernels.linear_attention import inline_attention, kernels, linear_attention, mala_attention
+from zoo_kernels.linear_attention import inline_attention, kernels, linear_attention, mala_attention, triton_causal
 from zoo_kernels.testing import BuildCase
 from zoo_kernels.tiles import block, device_of, unit_stride
 
@@ -264,8 +264,8 @@ def can_run(
     q: Tensor, k: Tensor, v: Tensor, *, feature_map: str = "elu+1", causal: bool = False, **_: object
 ) -> str | None:
     """Why the kernels cannot serve a call of linear_attention, or None."""
-    if causal:
-        return "the causal form runs in chunks in the eager backend"
+    if causal and feature_map == "exp":
+        return "causal with the map 'exp' needs the exponentials of every pair and channel, not a product"
     return _too_wide(q, v)
 
 
@@ -280,7 +280,9 @@ def forward(
     normalize: bool,
     eps: float,
 ) -> Tensor:
-    """The non-causal feature maps."""
+    """Every feature map; causal with the elementwise ones."""
+    if causal:
+        return triton_causal.causal(q, k, v, decay, MAPS[feature_map], normalize, eps)
     kind = {"softmax": SOFTMAX, "exp": EXP}.get(feature_map, NORMALISED if normalize else PLAIN)
     return _op(q, k, v, None, None, kind, MAPS.get(feature_map, 0), 1.0, eps)[0]
 
@@ -320,9 +322,19 @@ def build_cases() -> dict[str, BuildCase]:
     angle = torch.zeros(1024, 64)
     rotated = partial(mala_attention, sin=angle, cos=angle)
     scalar = ("join_kernel",)
+    scan = ("scan_kernel",)
+    decay = torch.full((2,), 0.99, dtype=torch.bfloat16)
     return {
         "elu-d64": BuildCase(linear_attention, qkv(16384, 64), no_tensor_cores=scalar),
         "exp-d32": BuildCase(linear_attention, qkv(4096, 32), {"feature_map": "exp"}, no_tensor_cores=scalar),
         "inline-d32": BuildCase(inline_attention, qkv(4096, 32), no_tensor_cores=scalar),
         "mala-d64": BuildCase(rotated, qkv(1024, 64), no_tensor_cores=scalar),
+        "causal-d64": BuildCase(linear_attention, qkv(16384, 64), {"causal": True}, no_tensor_cores=scan),
+        "causal-d128": BuildCase(linear_attention, qkv(4096, 128), {"causal": True}, no_tensor_cores=scan),
+        "causal-decay-d32": BuildCase(
+            linear_attention,
+            qkv(4096, 32),
+            {"feature_map": "identity", "causal": True, "decay": decay},
+            no_tensor_cores=scan,
+        ),
     }
