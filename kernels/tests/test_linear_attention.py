@@ -108,24 +108,26 @@ def test_mala_recorded(backend: str, device: str) -> None:
     assert_close("mala", out, outputs["out"], torch.float32)
 
 
-@pytest.mark.parametrize("backend", ["reference", "eager"])
+@pytest.mark.usefixtures("triton_ready")
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("form", ["direct", "linear"])
 @pytest.mark.parametrize("name", ["op_attention", "op_attention_unnormalised"])
-def test_taylorshift_recorded(name: str, form: str, backend: str) -> None:
+def test_taylorshift_recorded(name: str, form: str, backend: str, device: str) -> None:
     kwargs, state, inputs, outputs = load(f"taylorshift/{name}")
     x, heads, normalize = inputs[""], kwargs["num_heads"], kwargs.get("normalize_input", True)
     q, k, v = (split_heads(t, heads) for t in F.linear(x, state["qkv.weight"], state.get("qkv.bias")).chunk(3, -1))
+    on = device if backend == "triton" else "cpu"
     out = taylor_attention(
-        q * kwargs["dim"] ** -0.5,
-        k,
-        v,
-        temperature=state["temperature"].flatten() if normalize else None,
+        (q * kwargs["dim"] ** -0.5).to(on),
+        k.to(on),
+        v.to(on),
+        temperature=state["temperature"].flatten().to(on) if normalize else None,
         coefficients=(kwargs.get("a", 0.5), kwargs.get("b", 1.0), kwargs.get("c", 1.0)),
         normalize_input=normalize,
         form=form,
         backend=backend,
     )
-    out = F.linear(join_heads(out), state["proj.weight"], state["proj.bias"])
+    out = F.linear(join_heads(out).cpu(), state["proj.weight"], state["proj.bias"])
     assert_close(form, out, outputs["direct" if form == "direct" else "efficient"], torch.float32)
 
 
@@ -215,11 +217,46 @@ def test_large_values(feature_map: str, dtype: torch.dtype, backend: str, device
     check_against_reference(linear_attention, args, kwargs, backend=backend, dtype=dtype, grads=False)
 
 
+@pytest.mark.usefixtures("triton_ready")
+@pytest.mark.parametrize("backend", ["eager", "triton"])
 @pytest.mark.parametrize("form", ["direct", "linear"])
-def test_taylor_large_values(form: str) -> None:
-    q, k, v = qkv(1, 2, 40, 8)
+def test_taylor_large_values(form: str, backend: str, device: str) -> None:
+    q, k, v = (t.to(device if backend == "triton" else "cpu") for t in qkv(1, 2, 40, 8))
     kwargs = {"form": form}
-    check_against_reference(taylor_attention, (q * 1e4, k * 1e4, v), kwargs, backend="eager", dtype=torch.float32)
+    check_against_reference(taylor_attention, (q * 1e4, k * 1e4, v), kwargs, backend=backend, dtype=torch.float32)
+
+
+@pytest.mark.usefixtures("triton_works")
+@pytest.mark.parametrize("form", ["direct", "linear"])
+@pytest.mark.parametrize("n,m", [(70, 300), (130, 20)])
+def test_taylor_on_triton(n: int, m: int, form: str, device: str) -> None:
+    """Unequal lengths, blocks of queries and keys, parts of the state (4 blocks of 64 each), lengths kept."""
+    q, k, v = (randn(1, 2, *s, seed=i).to(device) for i, s in enumerate(((n, 5), (m, 5), (m, 3))))
+    for extra in ({}, {"normalize_input": False, "temperature": torch.tensor([0.5, 2.0], device=device).double()}):
+        kwargs = {"form": form, "coefficients": (0.6, 0.9, 1.1), **extra}
+        check_against_reference(taylor_attention, (q, k, v), kwargs, backend="triton", dtype=torch.float32)
+
+
+@pytest.mark.usefixtures("triton_works")
+def test_taylor_on_triton_leaves_rows_of_zeros_as_they_are(device: str) -> None:
+    q, k, v = (t.float().to(device) for t in qkv(1, 1, 20, 4))
+    q[:, :, 3], k[:, :, 5] = 0, 0
+    want = taylor_attention(q.double(), k.double(), v.double(), backend="reference")
+    for form in ("direct", "linear"):
+        assert_close(form, taylor_attention(q, k, v, form=form, backend="triton"), want, torch.float32)
+
+
+@pytest.mark.usefixtures("triton_works")
+def test_triton_says_what_it_cannot_do(device: str) -> None:
+    wide = torch.zeros(1, 1, 4, 80, device=device)
+    with pytest.raises(BackendError, match="head_dim 80 exceeds 64"):
+        taylor_attention(wide, wide, wide, form="linear", backend="triton")
+    with pytest.raises(BackendError, match="causal with the map 'exp'"):
+        linear_attention(wide, wide, wide, feature_map="exp", causal=True, backend="triton")
+    wide = torch.zeros(1, 1, 4, 160, device=device)
+    for function in (linear_attention, inline_attention, mala_attention, taylor_attention):
+        with pytest.raises(BackendError, match="head_dim 160 exceeds 128"):
+            function(wide, wide, wide, backend="triton")
 
 
 def test_taylor_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,16 +386,3 @@ def test_errors_of_the_other_forms() -> None:
         taylor_attention(q, k, v, temperature=torch.ones(1))
     with pytest.raises(ValueError, match="three numbers"):
         taylor_attention(q, k, v, coefficients=(1.0, 1.0))
-    with pytest.raises(BackendError, match="no triton backend"):
-        taylor_attention(q, k, v, backend="triton")
-
-
-@pytest.mark.usefixtures("triton_works")
-def test_triton_says_what_it_cannot_do(device: str) -> None:
-    q, k, v = (torch.zeros(1, 1, 4, 256, device=device) for _ in range(3))
-    with pytest.raises(BackendError, match="head_dim 256 exceeds 128"):
-        linear_attention(q, k, v, backend="triton")
-    q, k, v = (t[..., :4] for t in (q, k, v))
-    sin, cos = (torch.zeros(4, 4, device=device, requires_grad=True) for _ in range(2))
-    with pytest.raises(BackendError, match="sine and cosine require gradients"):
-        mala_attention(q, k, v, sin=sin, cos=cos, backend="triton")

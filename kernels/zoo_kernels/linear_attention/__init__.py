@@ -18,7 +18,7 @@ _BACKENDS = ("reference", "eager", "triton")
 OPERATOR = Operator("linear_attention", _BACKENDS, autocast=True)
 INLINE = Operator("linear_attention", _BACKENDS, function="inline", autocast=True)
 MALA = Operator("linear_attention", _BACKENDS, function="mala", autocast=True)
-TAYLOR = Operator("linear_attention", ("reference", "eager"), function="taylor", autocast=True)
+TAYLOR = Operator("linear_attention", _BACKENDS, function="taylor", autocast=True)
 
 FEATURE_MAPS = ("elu+1", "relu", "exp", "softmax", "identity")
 
@@ -207,7 +207,7 @@ def taylor_attention(
         normalize_input: whether q and k are divided by their lengths first.
         scale_output: whether the result is multiplied by sqrt(M / d), as the models do for trained-from-scratch use.
         form: "direct" (O(N M d)), "linear" (O((N + M) d^2 dv)), or "auto": linear where M > d^2 + d + 1.
-        backend: "auto", "reference" or "eager".
+        backend: "auto", "reference", "eager" or "triton".
 
     Returns:
         [B, h, N, dv], in v's dtype.

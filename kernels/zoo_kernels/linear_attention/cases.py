@@ -17,7 +17,7 @@ def cases() -> dict[str, Case]:
         return tuple(torch.randn(b, h, *s, generator=g) for s in sizes)
 
     def case(function: object, shape: tuple[int, ...], **kwargs: object) -> Case:
-        on_cpu = function is taylor_attention or (bool(kwargs.get("causal")) and kwargs.get("feature_map") == "exp")
+        on_cpu = bool(kwargs.get("causal")) and kwargs.get("feature_map") == "exp"
         backends = ("reference", "eager") if on_cpu else None
         return Case(function, qkv(*shape), kwargs, batched=(0, 1, 2), backends=backends)  # type: ignore[arg-type]
 

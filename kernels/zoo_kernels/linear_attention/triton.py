@@ -8,7 +8,15 @@ import torch
 import triton
 
 from zoo_kernels.dispatch import interpreting, multiprocessors
-from zoo_kernels.linear_attention import inline_attention, kernels, linear_attention, mala_attention, triton_causal
+from zoo_kernels.linear_attention import (
+    inline_attention,
+    kernels,
+    linear_attention,
+    mala_attention,
+    taylor_attention,
+    triton_causal,
+)
+from zoo_kernels.linear_attention.triton_taylor import taylor as taylor
 from zoo_kernels.testing import BuildCase
 from zoo_kernels.tiles import block, device_of, unit_stride
 
@@ -16,6 +24,8 @@ Tensor = torch.Tensor
 
 #: Widest head that a program keeps as a state in registers.
 MAX_DIM = 128
+#: Widest head of the linear Taylor form, whose state has head_dim^2 rows.
+MAX_TAYLOR_DIM = 64
 
 NORMALISED, PLAIN, INLINE, MALA, SOFTMAX, EXP = range(6)  # the ``kind`` of the registered operators
 FORM = {NORMALISED: 0, PLAIN: 0, INLINE: 1, MALA: 2, SOFTMAX: 3, EXP: 3}
@@ -313,6 +323,14 @@ def mala(
     return _op(q, k, v, sin, cos, MALA, MAPS["elu+1"], scale, eps)[0]
 
 
+def taylor_can_run(q: Tensor, k: Tensor, v: Tensor, *, linear: bool = False, **_: object) -> str | None:
+    """Why the kernels cannot serve a call of taylor_attention, or None."""
+    widest = max(q.shape[-1], v.shape[-1])
+    if linear and widest > MAX_TAYLOR_DIM:
+        return f"head_dim {widest} exceeds {MAX_TAYLOR_DIM}, the widest whose second-order state the kernels make"
+    return _too_wide(q, v)
+
+
 def build_cases() -> dict[str, BuildCase]:
     """Segmentation at batch 1, and every form once."""
 
@@ -337,4 +355,10 @@ def build_cases() -> dict[str, BuildCase]:
             {"feature_map": "identity", "causal": True, "decay": decay},
             no_tensor_cores=scan,
         ),
+        "taylor-direct-d32": BuildCase(
+            taylor_attention, qkv(1024, 32), {"temperature": decay.clone(), "form": "direct"}
+        ),
+        "taylor-direct-d128": BuildCase(taylor_attention, qkv(1024, 128), {"form": "direct"}),
+        "taylor-linear-d16": BuildCase(taylor_attention, qkv(16384, 16), {"temperature": decay.clone()}),
+        "taylor-linear-d64": BuildCase(taylor_attention, qkv(16384, 64)),
     }
