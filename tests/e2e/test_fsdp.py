@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from zoo.engine.strategy import sharding_works
 from zoo.weights.checkpoint import read_checkpoint
+
+pytestmark = pytest.mark.skipif(
+    not sharding_works(torch.device("cpu")), reason=f"torch {torch.__version__} shards on GPUs only"
+)
 
 PARTS = Path(__file__).parents[1] / "engine" / "parts"
 SHARDED = """

@@ -62,6 +62,11 @@ class Strategy:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
+        if not sharding_works(device):
+            raise RuntimeError(
+                f"strategy name='fsdp' on the CPU needs a newer torch than {torch.__version__}, whose sharding uses "
+                f"GPU streams; take name='ddp', or a GPU"
+            )
         with torch.no_grad():
             for tensor in [*model.parameters(), *model.buffers()]:
                 dist.broadcast(tensor.data, 0)
@@ -85,3 +90,8 @@ class Strategy:
 def is_sharded(model: nn.Module) -> bool:
     """Whether any parameter is a shard."""
     return any(hasattr(p, "device_mesh") for p in model.parameters())
+
+
+def sharding_works(device: torch.device) -> bool:
+    """Whether this torch can shard on a device: before torch had CPU stream events (2.6), only on GPUs."""
+    return device.type != "cpu" or hasattr(torch.cpu.Stream, "record_event")
