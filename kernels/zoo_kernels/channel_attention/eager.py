@@ -51,8 +51,12 @@ def ordinary(
     """The form of the equation, without the transpose of the output."""
     qkv = F.linear(x, qkv_weight, qkv_bias)  # [B, N, 3C]
     q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, N, d]
-    # float16 would overflow in a sum over many tokens: the scale goes in before the sum.
-    attention = ((k * scale).transpose(-2, -1) @ v).softmax(-1)  # [B, heads, d, d]
+    if x.dtype == torch.bfloat16:
+        # Scaling the sum rounds less often than scaling k.
+        attention = ((k.transpose(-2, -1) @ v).float() * scale).softmax(-1).to(x.dtype)  # [B, heads, d, d]
+    else:
+        # float16 would overflow in a sum over many tokens: the scale goes in before the sum.
+        attention = ((k * scale).transpose(-2, -1) @ v).softmax(-1)
     out = q @ attention.transpose(-2, -1)  # [B, heads, N, d]
     return F.linear(out.transpose(1, 2).flatten(2), proj_weight, proj_bias)
 
