@@ -1,5 +1,6 @@
 """Tables of launch configurations: look-up, errors, their effect on a launch, and the tool that writes them."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -14,7 +15,7 @@ import torch
 
 from zoo_kernels import operators, tuning
 from zoo_kernels.dispatch import use_backend
-from zoo_kernels.testing import assert_close
+from zoo_kernels.testing import assert_close, check_against_reference
 from zoo_kernels.window_attention import window_attention
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -268,3 +269,60 @@ def test_tuning_needs_a_gpu(tune: ModuleType, capsys: pytest.CaptureFixture[str]
     if not torch.cuda.is_available():
         assert tune.main(["--operator", "window_attention"]) == 2
         assert "torch finds none" in capsys.readouterr().err
+
+
+#: By operator a case, and for each kernel it launches tiles that are not the default ones.
+OTHER_TILES = [
+    ("window_attention", "swin-shift-pad", {"window_forward": {"BM": 16}, "window_backward": {"BM": 32}}),
+    ("channel_attention", "gram", {"channel_gram": {"BLOCK_N": 16, "BLOCK_C": 32}}),
+    (
+        "dense_attention",
+        "reversed-bias",
+        {
+            "dense_key_stats": {"BM": 16, "BN": 16},
+            "dense_forward": {"BM": 64, "BN": 16},
+            "dense_backward_keys": {"BM": 16, "BN": 64},
+            "dense_backward_queries": {"BM": 32, "BN": 16},
+            "dense_backward_bias": {"BM": 16, "BN": 64},
+        },
+    ),
+    (
+        "routed_attention",
+        "soft",
+        {
+            "routed_forward": {"BLOCK_M": 32, "BLOCK_N": 16},
+            "routed_grad_q": {"BLOCK_M": 16, "BLOCK_N": 64},
+            "routed_grad_kv": {"BLOCK_M": 16, "BLOCK_N": 32},
+        },
+    ),
+    (
+        "agent_attention",
+        "shared-bias",
+        {
+            "agent_collect": {"BLOCK_N": 16},
+            "agent_spread": {"BLOCK_N": 32},
+            "agent_grad_spread": {"BLOCK_N": 16},
+            "agent_grad_collect": {"BLOCK_N": 32},
+        },
+    ),
+    ("ms_deform_attention", "boxes", {"ms_deform_forward": {"BLOCK": 8}, "ms_deform_backward": {"BLOCK": 64}}),
+    ("super_token", "cut-cells", {name: {"BP": 32} for name in ("super_token_cell", "super_token_mean")}),
+    ("super_token", "back", {"super_token_spread": {"BP": 64}, "super_token_cell": {"BP": 32}}),
+]
+
+
+@pytest.mark.usefixtures("triton_works")
+@pytest.mark.parametrize("operator, name, tiles", OTHER_TILES, ids=[f"{o}-{n}" for o, n, _ in OTHER_TILES])
+def test_results_do_not_depend_on_tiles(operator: str, name: str, tiles: dict, device: str) -> None:
+    case = importlib.import_module(f"zoo_kernels.{operator}.cases").cases()[name]
+    args = [a.to(device) if isinstance(a, torch.Tensor) else a for a in case.args]
+    kwargs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in case.kwargs.items()}
+    with contextlib.ExitStack() as stack:
+        for kernel, use in tiles.items():
+            stack.enter_context(tuning.trial(kernel, use))
+        queries = stack.enter_context(tuning.asked())
+        check_against_reference(case.function, args, kwargs, backend="triton", dtype=torch.float32)
+    for kernel, use in tiles.items():
+        defaults = [query.default for query in queries if query.kernel == kernel]
+        assert defaults, f"{kernel} was not launched"
+        assert any(default[key] != size for default in defaults for key, size in use.items()), kernel
