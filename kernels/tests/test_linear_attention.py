@@ -257,6 +257,10 @@ def test_triton_says_what_it_cannot_do(device: str) -> None:
     for function in (linear_attention, inline_attention, mala_attention, taylor_attention):
         with pytest.raises(BackendError, match="head_dim 160 exceeds 128"):
             function(wide, wide, wide, backend="triton")
+    q, k, v = (wide[..., :4] for _ in range(3))
+    sin, cos = (torch.zeros(4, 4, device=device, requires_grad=True) for _ in range(2))
+    with pytest.raises(BackendError, match="sine and cosine require gradients"):
+        mala_attention(q, k, v, sin=sin, cos=cos, backend="triton")
 
 
 def test_taylor_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

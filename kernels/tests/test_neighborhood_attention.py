@@ -114,6 +114,17 @@ def test_triton_sums_the_bias_gradient_over_the_batch(device: str, monkeypatch: 
     check_against_reference(neighborhood_attention, (q, k, v), kwargs, backend="triton", dtype=torch.float32)
 
 
+@pytest.mark.usefixtures("triton_works")
+def test_triton_volume_of_many_tiles(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planes of several tiles and dilation groups of unequal length on every axis, the bias summed over two images."""
+    from zoo_kernels.neighborhood_attention import triton as module
+
+    monkeypatch.setattr(module, "multiprocessors", lambda device: 1)
+    q, k, v = (t.to(device) for t in qkv(2, 5, 9, 19, 1, 4))
+    kwargs = {"kernel_size": (2, 3, 5), "dilation": (2, 1, 2), "bias": randn(1, 3, 5, 9).to(device)}
+    check_against_reference(neighborhood_attention, (q, k, v), kwargs, backend="triton", dtype=torch.float32)
+
+
 @pytest.mark.usefixtures("triton_ready")
 @pytest.mark.parametrize("backend", ["eager", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -210,9 +221,10 @@ def test_any_geometry(geometry: list[tuple[int, int, int, int, bool]]) -> None:
 
 
 @settings(max_examples=5, deadline=None, derandomize=True)
-@given(geometry=geometries(2))
+@given(geometry=geometries(3))
 @pytest.mark.usefixtures("triton_works")
 def test_any_geometry_on_triton(geometry: list[tuple[int, int, int, int, bool]]) -> None:
+    assume(torch.Size(side for side, *_ in geometry).numel() <= 600)
     want = run(geometry, "reference", torch.float64)
     assert_close("output", run(geometry, "triton", torch.float32), want, torch.float32)
 
@@ -266,7 +278,7 @@ def test_halo_gradcheck() -> None:
 
 
 def test_explain_names_the_reasons() -> None:
-    q, k, v = (t.float() for t in qkv(1, 3, 3, 3, 1, 4))
+    q, k, v = (t.float() for t in qkv(1, 3, 3, 1, 160))
     lines = {line.backend: line for line in explain("neighborhood_attention", q, k, v, kernel_size=3)}
     assert lines["eager"].chosen
     assert lines["triton"].reason
@@ -274,8 +286,6 @@ def test_explain_names_the_reasons() -> None:
 
 @pytest.mark.usefixtures("triton_works")
 def test_triton_says_what_it_cannot_do(device: str) -> None:
-    with pytest.raises(BackendError, match="three spatial axes"):
-        neighborhood_attention(*(torch.zeros(1, 3, 3, 3, 1, 4, device=device),) * 3, kernel_size=3, backend="triton")
     with pytest.raises(BackendError, match="head_dim 160 exceeds 128"):
         neighborhood_attention(*(torch.zeros(1, 3, 3, 1, 160, device=device),) * 3, kernel_size=3, backend="triton")
 

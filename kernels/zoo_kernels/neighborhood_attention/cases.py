@@ -21,8 +21,7 @@ def cases() -> dict[str, Case]:
         sides = (kernel,) * dims if isinstance(kernel, int) else kernel
         table = randn(map_hd[-2], *(2 * k - 1 for k in sides)) if bias else None  # type: ignore[attr-defined]
         q, k, v = randn(*map_hd), randn(*map_hd), randn(*map_hd[:-1], dv or map_hd[-1])
-        plain = ("reference", "eager") if dims == 3 else None
-        return Case(neighborhood_attention, (q, k, v), {**kwargs, "bias": table}, batched=(0, 1, 2), backends=plain)
+        return Case(neighborhood_attention, (q, k, v), {**kwargs, "bias": table}, batched=(0, 1, 2))
 
     def halo(q_map: tuple[int, ...], ratio: int, win: int, **kwargs: object) -> Case:
         b, h, w, heads, d = q_map
@@ -38,6 +37,19 @@ def cases() -> dict[str, Case]:
         "even-strided": near(1, 12, 10, 1, 8, kernel_size=(4, 6), dilation=(2, 1), stride=(2, 3), scale=0.5),
         "line": near(2, 19, 1, 8, kernel_size=5, dilation=2, causal=True, bias=True),
         "volume": near(1, 5, 4, 6, 2, 6, kernel_size=3, bias=True),
+        "volume-dilated-causal": near(
+            1,
+            7,
+            5,
+            6,
+            1,
+            8,
+            kernel_size=(3, 2, 3),
+            dilation=(2, 1, 2),
+            stride=(2, 1, 1),
+            causal=(True, False, True),
+            dv=4,
+        ),
         "one-position": near(1, 1, 1, 1, 4, kernel_size=1, bias=True),
         "halo": halo((1, 8, 4, 2, 6), 1, 6, block_size=4, halo_size=1),
         "halo-downsampled": halo((1, 4, 4, 1, 8), 2, 6, block_size=4, halo_size=1, scale_position=True),

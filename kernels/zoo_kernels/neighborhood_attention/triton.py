@@ -1,4 +1,4 @@
-"""The Triton backend of one- and two-dimensional maps, registered with torch.library."""
+"""The Triton backend, registered with torch.library."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import triton
 
 from zoo_kernels.dispatch import interpreting, multiprocessors
-from zoo_kernels.neighborhood_attention import kernels, neighborhood_attention
+from zoo_kernels.neighborhood_attention import kernels, kernels_backward, neighborhood_attention
 from zoo_kernels.testing import BuildCase
 from zoo_kernels.tiles import block, device_of, unit_stride
 
@@ -19,16 +19,17 @@ Tensor = torch.Tensor
 MAX_DIM = 128
 #: Queries (in the backward of keys: keys) of a tile, and keys of a block.
 TILE = 64
+#: The kernels' names of what a window is made of: kernel, dilation, stride and causal flag on each axis.
+WINDOW = ("KZ", "KY", "KX", "DZ", "DY", "DX", "SZ", "SY", "SX", "CZ", "CY", "CX")
 
 
 def _constants(q: Tensor, v: Tensor, window: Sequence[int], bias: Tensor | None) -> dict[str, Any]:
-    """``window`` is (kernel, dilation, stride, causal), each (y, x)."""
-    names = ("KY", "KX", "DY", "DX", "SY", "SX", "CY", "CX")
+    """``window`` is (kernel, dilation, stride, causal), each (z, y, x)."""
     d, e = q.shape[-1], v.shape[-1]
     bd, be = block(d), block(e)
-    side = min(8, triton.next_power_of_2(triton.cdiv(q.shape[1], window[2])))
+    side = min(8, triton.next_power_of_2(triton.cdiv(q.shape[2], window[4])))
     return {
-        **dict(zip(names, window)),
+        **dict(zip(WINDOW, window)),
         "TY": side,
         "TX": TILE // side,
         "BK": TILE if max(bd, be) <= 64 else TILE // 2,
@@ -44,36 +45,38 @@ def _constants(q: Tensor, v: Tensor, window: Sequence[int], bias: Tensor | None)
 
 
 def _tiles(q: Tensor, constants: dict[str, Any]) -> tuple[int, int, int]:
-    """Tiles on each axis of the longest dilation group, and in all groups together."""
-    y = triton.cdiv(triton.cdiv(q.shape[1], constants["DY"]), constants["TY"])
-    x = triton.cdiv(triton.cdiv(q.shape[2], constants["DX"]), constants["TX"])
-    return y, x, y * x * constants["DY"] * constants["DX"]
+    """Tiles on each axis of a plane's longest dilation group, and in all groups and planes together."""
+    y = triton.cdiv(triton.cdiv(q.shape[2], constants["DY"]), constants["TY"])
+    x = triton.cdiv(triton.cdiv(q.shape[3], constants["DX"]), constants["TX"])
+    return y, x, q.shape[1] * y * x * constants["DY"] * constants["DX"]
 
 
 @torch.library.custom_op("zoo_kernels::neighborhood_attention", mutates_args=())
-def _op(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, window: Sequence[int], scale: float) -> tuple[Tensor, Tensor]:
-    """out [B, Y, X, H, E] and the logits' log-sum-exp, base 2, [B, H, Y, X]."""
-    B, Y, X, H, _ = q.shape
-    out = torch.empty((B, Y, X, H, v.shape[-1]), dtype=v.dtype, device=v.device)
-    lse = torch.empty((B, H, Y, X), dtype=torch.float32, device=q.device)
+def _op(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, window: Sequence[int], scale: float
+) -> tuple[Tensor, Tensor]:
+    """out [B, Z, Y, X, H, E] and the logits' log-sum-exp, base 2, [B, H, Z, Y, X]."""
+    B, Z, Y, X, H, _ = q.shape
+    out = torch.empty((B, Z, Y, X, H, v.shape[-1]), dtype=v.dtype, device=v.device)
+    lse = torch.empty((B, H, Z, Y, X), dtype=torch.float32, device=q.device)
     if B == 0:
         return out, lse
     q, k, v = unit_stride(q), unit_stride(k), unit_stride(v)
     constants = _constants(q, v, window, bias)
     tiles_y, tiles_x, tiles = _tiles(q, constants)
     table = q if bias is None else bias.contiguous()
-    strides = (s for x in (q, k, v, out) for s in x.stride()[:4])
+    strides = (s for x in (q, k, v, out) for s in x.stride()[:5])
     with device_of(q):
         kernels.forward_kernel[(tiles, H, B)](
-            q, k, v, table, out, lse, *strides, H, Y, X, tiles_y, tiles_x, scale, **constants
+            q, k, v, table, out, lse, *strides, H, Z, Y, X, tiles_y, tiles_x, scale, **constants
         )
     return out, lse
 
 
 @_op.register_fake
 def _(q, k, v, bias, window, scale):  # type: ignore[no-untyped-def]
-    B, Y, X, H, _ = q.shape
-    return v.new_empty((B, Y, X, H, v.shape[-1])), q.new_empty((B, H, Y, X), dtype=torch.float32)
+    B, Z, Y, X, H, _ = q.shape
+    return v.new_empty((B, Z, Y, X, H, v.shape[-1])), q.new_empty((B, H, Z, Y, X), dtype=torch.float32)
 
 
 @torch.library.custom_op("zoo_kernels::neighborhood_attention_backward", mutates_args=())
@@ -89,7 +92,7 @@ def _backward_op(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv, and dbias (empty without a bias)."""
-    B, Y, X, H, _ = q.shape
+    B, Z, Y, X, H, _ = q.shape
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     dbias = torch.zeros((0,) if bias is None else bias.shape, dtype=torch.float32, device=q.device)
     if B == 0:
@@ -104,31 +107,37 @@ def _backward_op(
         # A few programs go through the batch for each tile, so that the sums over it need a few copies only.
         parts = min(B, triton.cdiv(2 * multiprocessors(q.device), tiles * H))
         sides = [constants["T" + a] + constants["K" + a] + constants["S" + a] - 2 for a in "YX"]
-        room = sides[0] * sides[1]
+        room = constants["KZ"] * sides[0] * sides[1]
         pairs = torch.empty((parts, H, tiles, TILE, room), dtype=torch.float32, device=q.device)
     per_part = triton.cdiv(B, parts)
     parts = triton.cdiv(B, per_part)
-    strides = [x.stride()[:4] for x in (q, k, v, out, grad, dq, dk, dv)]
+    strides = [x.stride()[:5] for x in (q, k, v, out, grad, dq, dk, dv)]
     with device_of(q):
-        kernels.query_grad_kernel[(tiles, H, parts)](
+        kernels_backward.query_grad_kernel[(tiles, H, parts)](
             q, k, v, table, out, grad, lse, delta, dq, pairs,
-            *(s for x in strides[:6] for s in x), B, H, Y, X, tiles_y, tiles_x, per_part, scale,
+            *(s for x in strides[:6] for s in x), B, H, Z, Y, X, tiles_y, tiles_x, per_part, scale,
             PAIRS=room, **constants,
         )  # fmt: skip
+    # Two tiles of sums, and what a biased volume computes indices with, must fit the registers.
+    if max(constants["BD"], constants["BE"]) > 32:
+        constants["num_warps"] = 8
+    if constants["KZ"] > 1 and bias is not None:
+        constants["BK"] = TILE // 2
     with device_of(q):
-        kernels.key_grad_kernel[(tiles, H, B)](
+        kernels_backward.key_grad_kernel[(tiles, H, B)](
             q, k, v, table, grad, lse, delta, dk, dv,
-            *(s for i in (0, 1, 2, 4, 6, 7) for s in strides[i]), H, Y, X, tiles_y, tiles_x, scale, **constants,
+            *(s for i in (0, 1, 2, 4, 6, 7) for s in strides[i]), H, Z, Y, X, tiles_y, tiles_x, scale, **constants,
         )  # fmt: skip
     if bias is not None:
-        geometry = {n: constants[n] for n in ("KY", "KX", "DY", "DX", "SY", "SX", "CY", "CX", "TY", "TX")}
+        geometry = {n: constants[n] for n in (*WINDOW, "TY", "TX")}
         entries = 64 if interpreting() else 4  # few programs for the interpreter, many for a GPU
         with device_of(q):
-            kernels.bias_grad_kernel[(triton.cdiv(bias[0].numel(), entries), H)](
+            kernels_backward.bias_grad_kernel[(triton.cdiv(bias[0].numel(), entries), H)](
                 pairs,
                 dbias,
                 parts,
                 H,
+                Z,
                 Y,
                 X,
                 tiles_y,
@@ -167,8 +176,6 @@ _op.register_autograd(_autograd, setup_context=_setup)
 
 def can_run(q: Tensor, k: Tensor, v: Tensor, **_: object) -> str | None:
     """Why the kernels cannot serve a call, or None."""
-    if q.dim() == 6:
-        return "the map has three spatial axes, the kernels take one or two"
     if max(q.shape[-1], v.shape[-1]) > MAX_DIM:
         return f"head_dim {max(q.shape[-1], v.shape[-1])} exceeds {MAX_DIM}, the widest that a program holds"
     return None
@@ -186,19 +193,20 @@ def forward(
     bias: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """A line becomes a map of height 1."""
-    line = q.dim() == 4
-    if line:
-        q, k, v = q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1)
-        bias = None if bias is None else bias.unsqueeze(1)
-        kernel_size, dilation, stride, causal = (1, *kernel_size), (1, *dilation), (1, *stride), (False, *causal)
-    window = [int(x) for pair in (kernel_size, dilation, stride, causal) for x in pair]
+    """Missing axes come first and have length 1."""
+    missing = 6 - q.dim()
+    ones = (1,) * missing
+    if missing:
+        q, k, v = (x.unflatten(0, (-1, *ones)) for x in (q, k, v))
+        bias = None if bias is None else bias.unflatten(0, (-1, *ones))
+    window = [int(x) for axes in (kernel_size, dilation, stride) for x in (*ones, *axes)]
+    window += [int(x) for x in ((False,) * missing + causal)]
     out = _op(q, k, v, bias, window, scale)[0]
-    return out.squeeze(1) if line else out
+    return out.flatten(0, missing) if missing else out
 
 
 def build_cases() -> dict[str, BuildCase]:
-    """NAT's first stage with bias, DiNAT's dilation on a wider head, and a causal line."""
+    """NAT's first stage with bias, DiNAT's dilation on a wider head, volumes, and a causal line."""
 
     def qkv(*shape: int) -> tuple[Tensor, ...]:
         return tuple(torch.zeros(*shape, dtype=torch.bfloat16) for _ in range(3))
@@ -214,5 +222,13 @@ def build_cases() -> dict[str, BuildCase]:
         ),
         "dinat-7x7-d64": BuildCase(neighborhood_attention, qkv(1, 56, 56, 2, 64), {"kernel_size": 7, "dilation": 4}),
         "wide-d128": BuildCase(neighborhood_attention, qkv(1, 64, 64, 2, 128), {"kernel_size": 13}),
+        "volume-3x5x5-d32": BuildCase(
+            neighborhood_attention,
+            qkv(1, 8, 28, 28, 2, 32),
+            {"kernel_size": (3, 5, 5), "bias": torch.zeros(2, 5, 9, 9, dtype=torch.bfloat16)},
+            no_tensor_cores=("bias_grad_kernel",),
+            narrow_loads=("bias_grad_kernel",),
+        ),
+        "volume-3x3x3-d64": BuildCase(neighborhood_attention, qkv(1, 16, 32, 32, 2, 64), {"kernel_size": 3}),
         "causal-line-d32": BuildCase(neighborhood_attention, qkv(1, 4096, 2, 32), {"kernel_size": 13, "causal": True}),
     }
