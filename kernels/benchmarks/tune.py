@@ -2,8 +2,8 @@
 
     python kernels/benchmarks/tune.py --operator window_attention --device cuda [--shape "56 C96"] [--rounds 9] [--dry]
 
-For each shape and mode of ``bench_<operator>.py``, and each kernel that it launches, the default and a few candidates
-run in interleaved rounds. A candidate whose output or gradients differ from the float32 result of the first peer by
+For each shape and mode of ``bench_<operator>.py``, and each kernel that it launches, a few candidates run in turns with
+the default. A candidate whose output or gradients differ from the float32 result of the first peer by
 more than the dtype's tolerance is dropped, as is one that does not compile. The fastest goes into
 ``zoo_kernels/tuning/<architecture>.json`` if it beats the default by three percent in the median; otherwise an entry
 says that the default was the best there, so that no neighbour's entry serves the shape. The exit status is 2 without a
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -74,11 +73,11 @@ CANDIDATES: dict[str, list[Config]] = {
 }
 
 
-def with_config(kernel: str, use: Config | None, call: Callable[..., Any]) -> Callable[..., Any]:
-    """``call`` with the kernel launched as ``use`` says; None: as the launch site would without a table."""
+def with_config(kernel: str, use: Config, call: Callable[..., Any]) -> Callable[..., Any]:
+    """``call`` with the kernel launched as ``use`` says; empty: as the launch site would without a table."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with tuning.trial(kernel, use or {}):
+        with tuning.trial(kernel, use):
             return call(*args, **kwargs)
 
     return run
@@ -101,6 +100,19 @@ def refusal(
     except Exception as problem:  # whatever compiler or driver raise, the configuration is out
         return f"{type(problem).__name__}: {problem}".splitlines()[0][:120]
     return None if error <= TOLERANCE[dtype] else f"differs by {error:.1e}"
+
+
+def compare(
+    kernel: str, use: Config, call: measure.Call, inputs: dict[str, torch.Tensor], mode: str, rounds: int
+) -> float:
+    """How many times faster a call is with a configuration than with the default; both in turns."""
+    clock = measure.Clock(next(iter(inputs.values())).device)
+    pair = {
+        name: clock.prepare(with_config(kernel, config, call), inputs, training=mode == "training")
+        for name, config in (("default", {}), ("candidate", use))
+    }
+    times = measure.rounds(pair, rounds)
+    return measure.ratio(times["candidate"], times["default"])
 
 
 def tune(
@@ -130,29 +142,24 @@ def tune(
             if query.kernel in found or query.kernel not in candidates:
                 continue  # the forward kernels were chosen by the forward's time
             default = dict(query.default)
-            tried = [c for c in candidates[query.kernel] if {**default, **c} != default]
-            measures: dict[str, Callable[[], float]] = {}
-            clock = measure.Clock(device)
-            for use in ({}, *tried):
-                function = with_config(query.kernel, use, setup.ours)
-                reason = refusal(function, setup, mode, expected, dtype)
-                if reason is not None and not use:
-                    raise ArithmeticError(f"{bench.operator}, {bench.shape}, {mode}: the default {reason}")
-                if reason is not None:
-                    print(f"  {query.kernel} {use}: {reason}", flush=True)
+            reason = refusal(with_config(query.kernel, {}, setup.ours), setup, mode, expected, dtype)
+            if reason is not None:
+                raise ArithmeticError(f"{bench.operator}, {bench.shape}, {mode}: the default {reason}")
+            use: Config = {}
+            best = GAIN
+            for candidate in candidates[query.kernel]:
+                if {**default, **candidate} == default:
                     continue
-                call = with_config(query.kernel, use, timed_call(setup.ours, setup.grads, mode))
-                measures[json.dumps(use)] = clock.prepare(call, inputs, training=mode == "training")
-            times = measure.rounds(measures, rounds)
-            gains = {name: measure.ratio(series, times["{}"]) for name, series in times.items()}
-            best = max(gains, key=lambda name: gains[name])
-            use = json.loads(best) if gains[best] >= GAIN else {}
-            middle = statistics.median(times["{}"]) * 1e6
-            print(
-                f"{bench.operator}, {bench.shape}, {mode}: {query.kernel} default {default} {middle:.1f} us; "
-                f"best of {len(times)} {best}, {gains[best]:.3f} times as fast{'' if use else ': default kept'}",
-                flush=True,
-            )
+                reason = refusal(with_config(query.kernel, candidate, setup.ours), setup, mode, expected, dtype)
+                if reason is not None:
+                    print(f"  {query.kernel} {candidate}: {reason}", flush=True)
+                    continue
+                gain = compare(query.kernel, candidate, timed_call(setup.ours, setup.grads, mode), inputs, mode, rounds)
+                print(f"  {query.kernel} {candidate}: {gain:.3f} times as fast", flush=True)
+                if gain >= best:
+                    use, best = candidate, gain
+            taken = f"{use}, {best:.3f} times as fast" if use else "kept"
+            print(f"{bench.operator}, {bench.shape}, {mode}: {query.kernel} default {default}: {taken}", flush=True)
             found[query.kernel] = [{"exact": dict(query.exact), "near": dict(query.near), "use": use}]
     return found
 
