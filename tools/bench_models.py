@@ -50,7 +50,7 @@ def davit_pair(batch: int = 4) -> tuple[torch.nn.Module, torch.nn.Module, torch.
     torch.manual_seed(0)
     peer = timm.create_model("davit_tiny", num_classes=1000).eval()
     ours = zoo.create_model("davit_tiny", num_classes=1000).eval()
-    ours.load_state_dict(timm_davit.convert_state_dict(timm_davit.ENTRY, peer.state_dict()))
+    ours.load_state_dict(timm_davit.convert_state_dict("davit_tiny", peer.state_dict()))
     return ours, peer, torch.randn(batch, 3, 224, 224)
 
 
@@ -131,32 +131,29 @@ def measure(c: Comparison, rounds: int, threads: int) -> dict:
     }
 
 
-def peak_memory() -> dict:
-    """Peak memory above the loaded model of one forward pass at batch 8, ours and timm's, each in its own process."""
+def peak_memory(batch: int = 16) -> dict:
+    """Memory that one forward pass adds to the process, ours and timm's, each in its own process."""
     code = """
-import resource, sys, torch
-sys.path.insert(0, {tools!r})
-import bench_models
-ours, peer, x = bench_models.davit_pair(8)
-net = ours if {which!r} == "ours" else peer
-del ours, peer
+import resource, torch
+import {module}
+net = {module}.create_model("davit_tiny", num_classes=1000).eval()
 with torch.inference_mode():
-    net(x[:1, :, :32, :32])
+    net(torch.zeros(1, 3, 64, 64))
+    x = torch.randn({batch}, 3, 224, 224)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     net(x)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     kib = {}
-    for which in ("ours", "peer"):
-        text = code.format(tools=str(ROOT / "tools"), which=which)
-        kib[which] = int(
-            subprocess.run([sys.executable, "-c", text], check=True, capture_output=True, text=True).stdout
-        )
+    for module in ("zoo", "timm"):
+        command = [sys.executable, "-c", code.format(module=module, batch=batch)]
+        runs = [int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(3)]
+        kib[module] = statistics.median(runs)
     return {
-        "what": "DaViT-tiny 224 batch 8, memory above the model (KiB; ratio is peer / ours)",
-        "ours": kib["ours"],
-        "peer": f"timm {kib['peer']}",
-        "ratio": round(kib["peer"] / kib["ours"], 3),
+        "what": f"DaViT-tiny 224 batch {batch}, peak memory added by a forward pass (ratio: timm's / ours)",
+        "ours": f"{kib['zoo'] / 1024:.0f} MiB",
+        "peer": f"timm {kib['timm'] / 1024:.0f} MiB",
+        "ratio": round(kib["timm"] / kib["zoo"], 3),
         "target": 1.0,
     }
 
@@ -197,10 +194,11 @@ def main() -> int:
             rows.append(measure(comparison, args.rounds, threads))
             print({k: rows[-1][k] for k in ("what", "threads", "ratio", "low", "high", "target")}, flush=True)
         torch.compiler.reset()
-    if not args.only:
-        for row in (peak_memory(), *start_up(args.rounds)):
+    for extra in (lambda: [peak_memory()], lambda: start_up(args.rounds)):
+        for row in [] if args.only else extra():
             rows.append(row)
             print(row, flush=True)
+    if not args.only:
         write(rows, args.out)
     return 0
 
@@ -222,7 +220,32 @@ def write(rows: list[dict], out: Path) -> None:
         writer.writeheader()
         writer.writerows([{**row, **about} for row in rows])
     os.replace(temporary, out)
-    print(f"written: {out}")
+    page = out.parent.parent / "benchmarks.md"
+    page.write_text(markdown(rows, about), encoding="utf-8")
+    print(f"written: {out} and {page}")
+
+
+def markdown(rows: list[dict], about: dict[str, str]) -> str:
+    """``docs/benchmarks.md``: the rows as a table."""
+    lines = [
+        "# Benchmarks",
+        "",
+        f"Measured on {about['cpu']}, torch {about['torch']}, timm {about['timm']}, {about['date']}; nothing has been",
+        "measured on a GPU. `make bench` measures again and rewrites this page. A ratio is the median over rounds of the",
+        "peer's time divided by ours, both alternating in one process after their outputs were compared: above 1 we are",
+        "faster. Process CPU time with one thread, wall time with two. Operators: `kernels/README.md`.",
+        "",
+        "| what | threads | ours | peer | ratio (low to high) | target |",
+        "|---|--:|---|---|--:|--:|",
+    ]
+    for r in rows:
+        ours = f"{r['ours']} {r['ours_ms']} ms" if "ours_ms" in r else r.get("ours", "")
+        peer = f"{r['peer']} {r['peer_ms']} ms" if "peer_ms" in r else r.get("peer", "")
+        spread = f" ({r['low']} to {r['high']})" if "low" in r else ""
+        lines.append(
+            f"| {r['what']} | {r.get('threads', '')} | {ours} | {peer} | {r['ratio']}{spread} | {r['target']} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def _cpu_name() -> str:
