@@ -11,11 +11,15 @@ import sys
 
 import pytest
 
+from zoo_kernels.build import recorder_works
+
 SHARED_LIMIT = 227 * 1024  # bytes a block can have on sm_90
 
 
 @pytest.mark.usefixtures("triton_works")
 def test_kernels_compile(built_operator: str) -> None:
+    if not recorder_works():
+        pytest.skip("this triton specialises arguments in another way than the recorder knows")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     run = subprocess.run(
         [sys.executable, "-m", "zoo_kernels.build", built_operator],

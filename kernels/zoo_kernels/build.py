@@ -64,6 +64,13 @@ class Build:
     loads: dict[str, int] = field(default_factory=dict)
 
 
+def recorder_works() -> bool:
+    """Whether this triton specialises arguments in the way that :func:`recording` repeats (3.2 does not)."""
+    import triton.runtime.jit
+
+    return hasattr(triton.runtime.jit, "native_specialize_impl")
+
+
 @contextmanager
 def recording() -> Iterator[list[Launch]]:
     """Within the block Triton launches nothing: each launch is appended to the list instead. Needs no GPU."""

@@ -7,6 +7,8 @@ gradient up over the program's windows, and writes it once; a second stage sums 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 import triton
@@ -88,8 +90,8 @@ def window_forward(
         if PAD_VALUE:
             pad_k = tl.load(pad_k_ptr + channel, mask=in_head, other=0.0)
             pad_v = tl.load(pad_v_ptr + channel, mask=in_head, other=0.0)
-            k = tl.where((seen & ~real)[:, None], pad_k[None, :], k)
-            v = tl.where((seen & ~real)[:, None], pad_v[None, :], v)
+            k = tl.where((seen ^ (seen & real))[:, None], pad_k[None, :], k)
+            v = tl.where((seen ^ (seen & real))[:, None], pad_v[None, :], v)
             stored = seen
         for part in range(BLOCKS):
             qm = part * BM + m
@@ -153,8 +155,8 @@ def window_backward(
         if PAD_VALUE:
             pad_k = tl.load(pad_k_ptr + channel, mask=in_head, other=0.0)
             pad_v = tl.load(pad_v_ptr + channel, mask=in_head, other=0.0)
-            k = tl.where((seen & ~real)[:, None], pad_k[None, :], k)
-            v = tl.where((seen & ~real)[:, None], pad_v[None, :], v)
+            k = tl.where((seen ^ (seen & real))[:, None], pad_k[None, :], k)
+            v = tl.where((seen ^ (seen & real))[:, None], pad_v[None, :], v)
             keys = seen
         dk = tl.zeros((BN, BD), tl.float32)
         dv = tl.zeros((BN, BD), tl.float32)
@@ -193,7 +195,7 @@ def window_backward(
         tl.store(dv_ptr + where, cast(dv, dv_ptr.dtype.element_ty), mask=inside_k)
         if PAD_VALUE:
             # The program's own tiles, summed over tokens and programs afterwards.
-            outside = (seen & ~real)[:, None] & in_head[None, :]
+            outside = (seen ^ (seen & real))[:, None] & in_head[None, :]
             own = dpad_ptr + n[:, None] * BD + d[None, :]
             tl.store(own, tl.load(own, mask=outside, other=0.0) + dk, mask=outside)
             tl.store(own + BN * BD, tl.load(own + BN * BD, mask=outside, other=0.0) + dv, mask=outside)
@@ -253,7 +255,7 @@ def _strides(x: Tensor) -> tuple[int, int, int]:
 
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, pads: tuple[Tensor, Tensor] | None,
-    heads: int, window: list[int], kv_window: list[int], shift: list[int], scale: float,
+    heads: int, window: Sequence[int], kv_window: Sequence[int], shift: Sequence[int], scale: float,
 ) -> Tensor:  # fmt: skip
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if q.shape[0] == 0:
@@ -294,7 +296,13 @@ def _backward(
 
 @torch.library.custom_op("zoo_kernels::window_attention", mutates_args=())
 def _window_op(
-    qkv: Tensor, bias: Tensor | None, pad: Tensor | None, heads: int, window: list[int], shift: list[int], scale: float
+    qkv: Tensor,
+    bias: Tensor | None,
+    pad: Tensor | None,
+    heads: int,
+    window: Sequence[int],
+    shift: Sequence[int],
+    scale: float,
 ) -> Tensor:
     q, k, v = unit_stride(qkv).chunk(3, -1)
     pads = None if pad is None else pad.contiguous().chunk(3)[1:]
@@ -309,7 +317,7 @@ def _(qkv, bias, pad, heads, window, shift, scale):
 @torch.library.custom_op("zoo_kernels::window_attention_backward", mutates_args=())
 def _window_grad_op(
     grad: Tensor, qkv: Tensor, bias: Tensor | None, pad: Tensor | None,
-    heads: int, window: list[int], shift: list[int], scale: float,
+    heads: int, window: Sequence[int], shift: Sequence[int], scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
     dbias, dpad = qkv.new_zeros(0) if bias is None else torch.zeros_like(bias), None
@@ -352,7 +360,13 @@ _window_op.register_autograd(_window_grad, setup_context=_window_setup)
 
 @torch.library.custom_op("zoo_kernels::window_cross_attention", mutates_args=())
 def _cross_op(
-    q: Tensor, kv: Tensor, bias: Tensor | None, heads: int, window: list[int], kv_window: list[int], scale: float
+    q: Tensor,
+    kv: Tensor,
+    bias: Tensor | None,
+    heads: int,
+    window: Sequence[int],
+    kv_window: Sequence[int],
+    scale: float,
 ) -> Tensor:
     k, v = unit_stride(kv).chunk(2, -1)
     return _forward(unit_stride(q), k, v, bias, None, heads, window, kv_window, [0, 0], scale)
@@ -366,7 +380,7 @@ def _(q, kv, bias, heads, window, kv_window, scale):
 @torch.library.custom_op("zoo_kernels::window_cross_attention_backward", mutates_args=())
 def _cross_grad_op(
     grad: Tensor, q: Tensor, kv: Tensor, bias: Tensor | None,
-    heads: int, window: list[int], kv_window: list[int], scale: float,
+    heads: int, window: Sequence[int], kv_window: Sequence[int], scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     dkv = torch.empty(kv.shape, dtype=kv.dtype, device=kv.device)
