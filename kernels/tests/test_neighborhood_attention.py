@@ -229,7 +229,8 @@ def test_any_geometry_on_triton(geometry: list[tuple[int, int, int, int, bool]])
     assert_close("output", run(geometry, "triton", torch.float32), want, torch.float32)
 
 
-@pytest.mark.parametrize("backend", ["reference", "eager"])
+@pytest.mark.usefixtures("triton_ready")
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "options",
     [
@@ -238,7 +239,7 @@ def test_any_geometry_on_triton(geometry: list[tuple[int, int, int, int, bool]])
         {"block_size": 4, "halo_size": 2, "stride": 2},
     ],
 )
-def test_halo_equals_timm(options: dict, backend: str) -> None:
+def test_halo_equals_timm(options: dict, backend: str, device: str) -> None:
     from timm.layers.halo_attn import HaloAttn
 
     torch.manual_seed(0)
@@ -253,18 +254,32 @@ def test_halo_equals_timm(options: dict, backend: str) -> None:
 
     # timm packs keys and values head by head.
     k, v = heads(module.kv(x)).split([module.dim_head_qk, module.dim_head_v], -1)
+    tables = {"rel_height": module.pos_embed.height_rel, "rel_width": module.pos_embed.width_rel}
+    q, dtype = heads(module.q(x)), torch.float64
+    if backend == "triton":
+        dtype = torch.float32
+        q, k, v = (t.to(device, dtype) for t in (q, k, v))
+        tables = {name: t.to(device, dtype) for name, t in tables.items()}
     out = halo_attention(
-        heads(module.q(x)),
+        q,
         k,
         v,
         block_size=options["block_size"],
         halo_size=options["halo_size"],
-        rel_height=module.pos_embed.height_rel,
-        rel_width=module.pos_embed.width_rel,
+        **tables,
         scale_position=options.get("scale_pos_embed", False),
         backend=backend,
     )
-    assert_close("halo", out.permute(0, 3, 4, 1, 2).flatten(1, 2), module(x))
+    assert_close("halo", out.permute(0, 3, 4, 1, 2).flatten(1, 2).cpu(), module(x), dtype)
+
+
+@pytest.mark.usefixtures("triton_works")
+def test_halo_on_triton_over_many_tiles(device: str) -> None:
+    """A block of more queries and keys than a tile, and a halo that reaches two blocks far; one table only."""
+    for size, halo, side in ((9, 1, 18), (2, 3, 6)):
+        q, k, v = (t.to(device) for t in qkv(1, side, side, 1, 4))
+        kwargs = {"block_size": size, "halo_size": halo, "rel_width": randn(2 * (size + 2 * halo) - 1, 4).to(device)}
+        check_against_reference(halo_attention, (q, k, v), kwargs, backend="triton", dtype=torch.float32)
 
 
 def test_halo_gradcheck() -> None:
@@ -286,6 +301,9 @@ def test_explain_names_the_reasons() -> None:
 
 @pytest.mark.usefixtures("triton_works")
 def test_triton_says_what_it_cannot_do(device: str) -> None:
+    q = torch.zeros(1, 2, 2, 1, 4, device=device)
+    with pytest.raises(BackendError, match="the window of 66 positions exceeds 64"):
+        halo_attention(q, q, q, block_size=2, halo_size=32, backend="triton")
     with pytest.raises(BackendError, match="head_dim 160 exceeds 128"):
         neighborhood_attention(*(torch.zeros(1, 3, 3, 1, 160, device=device),) * 3, kernel_size=3, backend="triton")
 

@@ -13,8 +13,9 @@ import torch
 
 from zoo_kernels.dispatch import Operator
 
-OPERATOR = Operator("neighborhood_attention", ("reference", "eager", "triton"), autocast=True)
-HALO = Operator("neighborhood_attention", ("reference", "eager"), function="halo", autocast=True)
+_BACKENDS = ("reference", "eager", "triton")
+OPERATOR = Operator("neighborhood_attention", _BACKENDS, autocast=True)
+HALO = Operator("neighborhood_attention", _BACKENDS, function="halo", autocast=True)
 
 __all__ = ["HALO", "OPERATOR", "halo_attention", "neighborhood_attention"]
 
@@ -129,7 +130,7 @@ def halo_attention(
         rel_height, rel_width: [2 * win - 1, d], shared by the heads, or None.
         scale: factor of q . k, d ** -0.5 if None.
         scale_position: whether the relative logits are multiplied by ``scale`` too.
-        backend: "auto", "reference" or "eager".
+        backend: "auto", "reference", "eager" or "triton".
 
     Returns:
         [B, H/r, W/r, h, dv], in q's dtype.

@@ -27,8 +27,7 @@ def cases() -> dict[str, Case]:
         b, h, w, heads, d = q_map
         k, v = randn(b, h * ratio, w * ratio, heads, d), randn(b, h * ratio, w * ratio, heads, d + 2)
         tables = {name: randn(2 * win - 1, d) for name in ("rel_height", "rel_width")} if win else {}
-        plain = ("reference", "eager")
-        return Case(halo_attention, (randn(*q_map), k, v), {**kwargs, **tables}, batched=(0, 1, 2), backends=plain)
+        return Case(halo_attention, (randn(*q_map), k, v), {**kwargs, **tables}, batched=(0, 1, 2))
 
     return {
         "nat": near(2, 7, 13, 1, 8, kernel_size=5, bias=True),

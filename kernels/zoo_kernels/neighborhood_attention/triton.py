@@ -9,7 +9,9 @@ import torch
 import triton
 
 from zoo_kernels.dispatch import interpreting, multiprocessors
-from zoo_kernels.neighborhood_attention import kernels, kernels_backward, neighborhood_attention
+from zoo_kernels.neighborhood_attention import halo_attention, kernels, kernels_backward, neighborhood_attention
+from zoo_kernels.neighborhood_attention.triton_halo import MAX_WINDOW
+from zoo_kernels.neighborhood_attention.triton_halo import halo as halo
 from zoo_kernels.testing import BuildCase
 from zoo_kernels.tiles import block, device_of, unit_stride
 
@@ -205,6 +207,13 @@ def forward(
     return out.flatten(0, missing) if missing else out
 
 
+def halo_can_run(q: Tensor, k: Tensor, v: Tensor, *, block_size: int, halo_size: int, **_: object) -> str | None:
+    """Why the kernels cannot serve a call of halo_attention, or None."""
+    if block_size + 2 * halo_size > MAX_WINDOW:
+        return f"the window of {block_size + 2 * halo_size} positions exceeds {MAX_WINDOW}, the widest row of logits"
+    return can_run(q, k, v)
+
+
 def build_cases() -> dict[str, BuildCase]:
     """NAT's first stage with bias, DiNAT's dilation on a wider head, volumes, and a causal line."""
 
@@ -212,6 +221,7 @@ def build_cases() -> dict[str, BuildCase]:
         return tuple(torch.zeros(*shape, dtype=torch.bfloat16) for _ in range(3))
 
     bias = torch.zeros(2, 13, 13, dtype=torch.bfloat16)
+    tables = {name: torch.zeros(27, 32, dtype=torch.bfloat16) for name in ("rel_height", "rel_width")}
     return {
         "nat-7x7-d32": BuildCase(
             neighborhood_attention,
@@ -230,5 +240,7 @@ def build_cases() -> dict[str, BuildCase]:
             narrow_loads=("bias_grad_kernel",),
         ),
         "volume-3x3x3-d64": BuildCase(neighborhood_attention, qkv(1, 16, 32, 32, 2, 64), {"kernel_size": 3}),
+        "halo-8-3-d32": BuildCase(halo_attention, qkv(1, 32, 32, 2, 32), {"block_size": 8, "halo_size": 3, **tables}),
+        "halo-8-3-d64": BuildCase(halo_attention, qkv(1, 32, 32, 2, 64), {"block_size": 8, "halo_size": 3}),
         "causal-line-d32": BuildCase(neighborhood_attention, qkv(1, 4096, 2, 32), {"kernel_size": 13, "causal": True}),
     }
