@@ -46,6 +46,9 @@ _DENSE = warps(4, 8, stages=(2, 3), BM=(64, 128), BN=(32, 64))
 _ROUTED = warps(2, 4, stages=(2, 3), BLOCK_M=(32, 64), BLOCK_N=(32, 64))
 _AGENT = warps(4, 8, stages=(2, 3), BLOCK_N=(32, 64, 128))
 _DEFORM = [{"num_warps": w, "BLOCK": b} for w in (2, 4, 8) for b in (8, 16, 32, 64)]
+_LINEAR = warps(4, 8, stages=(1, 2, 3), BN=(16, 32, 64, 128))
+_NEIGHBORS = warps(4, 8, stages=(1, 2, 3), BK=(32, 64, 128))
+_HALO = warps(4, 8, stages=(1, 2, 3), TQ=(16, 32, 64))
 _CELL = [{"num_warps": w, "BP": p} for w in (1, 2, 4, 8) for p in (16, 32, 64)]
 
 #: What is tried, by the kernel's name in the tables.
@@ -70,6 +73,18 @@ CANDIDATES: dict[str, list[Config]] = {
     "super_token_cell": _CELL,
     "super_token_mean": _CELL,
     "super_token_spread": _CELL,
+    "linear_forward": _LINEAR,
+    "linear_backward": _LINEAR,
+    "linear_causal_forward": _LINEAR,
+    "linear_causal_backward": _LINEAR,
+    "linear_taylor_forward": _LINEAR,
+    "linear_taylor_backward": _LINEAR,
+    "neighborhood_forward": _NEIGHBORS,
+    "neighborhood_grad_q": _NEIGHBORS,
+    "neighborhood_grad_kv": _NEIGHBORS,
+    "halo_forward": _HALO,
+    "halo_grad_q": _HALO,
+    "halo_grad_kv": warps(4, 8, stages=(1, 2), TQ=(32, 64), TK=(32, 64)),
 }
 
 

@@ -20,7 +20,6 @@ from zoo_kernels.window_attention import window_attention
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 DEFAULT = {"BM": 64, "num_warps": 4, "num_stages": 2}
-UNTABLED = ("linear_attention", "neighborhood_attention")
 
 
 def entry(use: dict, *, dim: int = 32, windows: int = 64) -> dict:
@@ -180,7 +179,7 @@ for operator in sys.argv[1:]:
 def questions() -> list[tuple[str, str, dict, dict, dict]]:
     """Recorded in a process without Triton's interpreter."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", QUESTIONS, *(o for o in operators() if o not in UNTABLED)]
+    command = [sys.executable, "-c", QUESTIONS, *operators()]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
@@ -193,7 +192,7 @@ def test_kernels_ask_with_one_set_of_keys(questions: list) -> None:
         assert keys.setdefault(kernel, own) == own
         for part, values in (("use", default), ("exact", exact), ("near", near)):
             assert {k: tuning._refusal(part, k, v) for k, v in values.items()} == dict.fromkeys(values)
-    assert {operator for operator, *_ in questions} == set(operators()) - set(UNTABLED)
+    assert {operator for operator, *_ in questions} == set(operators())
 
 
 def test_candidates_and_tables_fit_the_kernels(tune: ModuleType, questions: list) -> None:
@@ -339,6 +338,23 @@ OTHER_TILES = [
     ),
     ("ms_deform_attention", "boxes", {"ms_deform_forward": {"BLOCK": 8}, "ms_deform_backward": {"BLOCK": 64}}),
     ("super_token", "cut-cells", {name: {"BP": 32} for name in ("super_token_cell", "super_token_mean")}),
+    ("linear_attention", "mala-rotated", {"linear_forward": {"BN": 16}, "linear_backward": {"BN": 32}}),
+    ("linear_attention", "causal-decay", {"linear_causal_forward": {"BN": 16}, "linear_causal_backward": {"BN": 64}}),
+    ("linear_attention", "taylor-linear", {"linear_taylor_forward": {"BN": 16}, "linear_taylor_backward": {"BN": 32}}),
+    (
+        "neighborhood_attention",
+        "nat",
+        {
+            "neighborhood_forward": {"BK": 16},
+            "neighborhood_grad_q": {"BK": 128},
+            "neighborhood_grad_kv": {"BK": 16},
+        },
+    ),
+    (
+        "neighborhood_attention",
+        "halo",
+        {"halo_forward": {"TQ": 32}, "halo_grad_q": {"TQ": 32}, "halo_grad_kv": {"TQ": 64, "TK": 32}},
+    ),
     ("super_token", "back", {"super_token_spread": {"BP": 64}, "super_token_cell": {"BP": 32}}),
 ]
 

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 import triton
 
+from zoo_kernels import tuning
 from zoo_kernels.dispatch import interpreting, multiprocessors
 from zoo_kernels.linear_attention import (
     inline_attention,
@@ -37,21 +38,27 @@ def _tokens_first(b: int, h: int, n: int, d: int, like: Tensor) -> Tensor:
     return torch.empty((b, n, h, d), dtype=like.dtype, device=like.device).transpose(1, 2)
 
 
-def _constants(k: Tensor, v: Tensor, kind: int, fmap: int, rotate: bool) -> dict[str, object]:
+def _constants(kernel: str, q: Tensor, k: Tensor, v: Tensor, kind: int, fmap: int, rotate: bool) -> dict[str, object]:
+    """``kernel``: the name in the tuning tables."""
     d, e = k.shape[-1], v.shape[-1]
     bd, be = block(d), block(e)
+    default = {
+        "BN": 64 if max(bd, be) <= 64 else 32,
+        "num_warps": 4 if max(bd, be) <= 32 else 8,
+        "num_stages": 2,
+    }
+    exact = {"dim": bd, "value_dim": be, "form": FORM[kind], "rotate": int(rotate), "bytes": k.element_size()}
+    near = {"queries": q.shape[2], "keys": k.shape[2], "heads": k.shape[0] * k.shape[1]}
     return {
         "D": d,
         "E": e,
         "BD": bd,
         "BE": be,
-        "BN": 64 if max(bd, be) <= 64 else 32,
         "FORM": FORM[kind],
         "MAP": fmap,
         "ROTATE": rotate,
         "PRECISION": "ieee" if k.dtype == torch.float32 or interpreting() else "tf32",
-        "num_warps": 4 if max(bd, be) <= 32 else 8,
-        "num_stages": 2,
+        **tuning.config(kernel, k.device, default, exact=exact, near=near),
     }
 
 
@@ -82,7 +89,7 @@ def _op(
     """out, and what the backward needs of the keys: state [B*h, BD, BE], z [B*h, BD], u [B*h, BE]."""
     (b, h, n, _), m, e = q.shape, k.shape[2], v.shape[-1]
     q, k, v = unit_stride(q), unit_stride(k), unit_stride(v)
-    constants = _constants(k, v, kind, fmap, sin is not None)
+    constants = _constants("linear_forward", q, k, v, kind, fmap, sin is not None)
     bd, be, bn = (int(constants[x]) for x in ("BD", "BE", "BN"))  # type: ignore[call-overload]
     sin, cos = (q if t is None else t.contiguous() for t in (sin, cos))
     splits, per = _splits(m, bn, b * h, q.device)
@@ -171,7 +178,7 @@ def _backward_op(
     dq, dk, dv = _tokens_first(b, h, n, d, q), _tokens_first(b, h, m, d, k), _tokens_first(b, h, m, e, v)
     if b == 0:
         return dq, dk, dv
-    constants = _constants(k, v, kind, fmap, sin is not None)
+    constants = _constants("linear_backward", q, k, v, kind, fmap, sin is not None)
     bd, be, bn = (int(constants[x]) for x in ("BD", "BE", "BN"))  # type: ignore[call-overload]
     sin, cos = (q if t is None else t.contiguous() for t in (sin, cos))
     splits, per = _splits(n, bn, b * h, q.device)

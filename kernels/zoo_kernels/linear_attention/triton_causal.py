@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import triton
 
+from zoo_kernels import tuning
 from zoo_kernels.dispatch import interpreting, multiprocessors
 from zoo_kernels.linear_attention import kernels_causal as kernels
 from zoo_kernels.tiles import block, device_of, unit_stride
@@ -21,21 +22,27 @@ def operands(dtype: torch.dtype) -> int:
     return kernels.BFLOAT16.value if dtype == torch.bfloat16 else kernels.TF32.value
 
 
-def _constants(q: Tensor, v: Tensor, decay: Tensor | None, fmap: int, normalize: bool) -> dict[str, Any]:
+def _constants(kernel: str, q: Tensor, v: Tensor, decay: Tensor | None, fmap: int, normalize: bool) -> dict[str, Any]:
+    """``kernel``: the name in the tuning tables."""
     d, e = q.shape[-1], v.shape[-1]
     widest = max(block(d), block(e))
+    default = {
+        "BN": 32 if widest <= 64 else 16,
+        "num_warps": 4 if widest <= 32 else 8,
+        "num_stages": 2 if widest <= 64 else 1,
+    }
+    exact = {"dim": block(d), "value_dim": block(e), "decay": int(decay is not None), "bytes": q.element_size()}
+    near = {"tokens": q.shape[2], "heads": q.shape[0] * q.shape[1]}
     return {
         "D": d,
         "E": e,
         "BD": block(d),
         "BE": block(e),
-        "BN": 32 if widest <= 64 else 16,
         "MAP": fmap,
         "NORM": normalize,
         "DECAY": decay is not None,
         "OPERANDS": operands(q.dtype),
-        "num_warps": 4 if widest <= 32 else 8,
-        "num_stages": 2 if widest <= 64 else 1,
+        **tuning.config(kernel, q.device, default, exact=exact, near=near),
     }
 
 
@@ -89,7 +96,7 @@ def _op(
     if b == 0:
         return out, inv
     q, k, v, rate = unit_stride(q), unit_stride(k), unit_stride(v), _rate(q, decay)
-    constants = _constants(q, v, decay, fmap, normalize)
+    constants = _constants("linear_causal_forward", q, v, decay, fmap, normalize)
     segments, per = _segments(q, constants["BN"], False)
     prefix, z = _borders(k, v, inv, inv, rate, segments, per, constants, False)
     with device_of(q):
@@ -129,7 +136,7 @@ def _backward_op(
     if b == 0:
         return dq, dk, dv, ddecay
     q, k, v, grad, rate = unit_stride(q), unit_stride(k), unit_stride(v), unit_stride(grad), _rate(q, decay)
-    constants = _constants(q, v, decay, fmap, normalize)
+    constants = _constants("linear_causal_backward", q, v, decay, fmap, normalize)
     # Segments of one block where decay has a gradient: the states at every border are part of it.
     segments, per = _segments(q, constants["BN"], lags)
     delta = torch.empty_like(inv)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import triton
 
+from zoo_kernels import tuning
 from zoo_kernels.dispatch import multiprocessors
 from zoo_kernels.linear_attention import kernels_taylor as kernels
 from zoo_kernels.linear_attention.triton_causal import operands
@@ -16,20 +17,26 @@ from zoo_kernels.tiles import block, device_of, unit_stride
 Tensor = torch.Tensor
 
 
-def _constants(q: Tensor, v: Tensor, heat: Tensor | None, normalize: bool) -> dict[str, Any]:
+def _constants(kernel: str, q: Tensor, v: Tensor, heat: Tensor | None, normalize: bool, linear: bool) -> dict[str, Any]:
+    """``kernel``: the name in the tuning tables."""
     d, e = q.shape[-1], v.shape[-1]
     widest = max(block(d), block(e))
+    default = {
+        "BN": 64 if widest <= 64 else 32,
+        "num_warps": 4 if widest <= 32 else 8,
+        "num_stages": 2 if widest <= 64 else 1,
+    }
+    exact = {"dim": block(d), "value_dim": block(e), "linear": int(linear), "bytes": q.element_size()}
+    near = {"queries": q.shape[2], "keys": v.shape[2], "heads": q.shape[0] * q.shape[1]}
     return {
         "D": d,
         "E": e,
         "BD": block(d),
         "BE": block(e),
-        "BN": 64 if widest <= 64 else 32,
         "NORMALIZE": normalize,
         "HEAT": heat is not None,
         "OPERANDS": operands(q.dtype),
-        "num_warps": 4 if widest <= 32 else 8,
-        "num_stages": 2 if widest <= 64 else 1,
+        **tuning.config(kernel, q.device, default, exact=exact, near=near),
     }
 
 
@@ -73,7 +80,7 @@ def _op(
     if b == 0:
         return out, inv
     q, k, v = unit_stride(q), unit_stride(k), unit_stride(v)
-    constants = _constants(q, v, heat, normalize)
+    constants = _constants("linear_taylor_forward", q, v, heat, normalize, linear)
     warm = inv if heat is None else heat.contiguous()
     grid = (triton.cdiv(n, constants["BN"]), b * h)
     if linear:
@@ -113,7 +120,7 @@ def _backward_op(
     if b == 0:
         return dq, dk, dv, torch.zeros((0 if heat is None else h,), dtype=torch.float32, device=q.device)
     q, k, v, grad = unit_stride(q), unit_stride(k), unit_stride(v), unit_stride(grad)
-    constants = _constants(q, v, heat, normalize)
+    constants = _constants("linear_taylor_backward", q, v, heat, normalize, linear)
     warm = inv if heat is None else heat.contiguous()
     delta = torch.empty_like(inv)
     dheat = torch.empty((b * h, 0 if heat is None else n), dtype=torch.float32, device=q.device)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import triton
 
+from zoo_kernels import tuning
 from zoo_kernels.dispatch import interpreting, multiprocessors
 from zoo_kernels.neighborhood_attention import halo_attention, kernels, kernels_backward, neighborhood_attention
 from zoo_kernels.neighborhood_attention.triton_halo import MAX_WINDOW
@@ -34,16 +35,35 @@ def _constants(q: Tensor, v: Tensor, window: Sequence[int], bias: Tensor | None)
         **dict(zip(WINDOW, window)),
         "TY": side,
         "TX": TILE // side,
-        "BK": TILE if max(bd, be) <= 64 else TILE // 2,
         "D": d,
         "E": e,
         "BD": bd,
         "BE": be,
         "BIAS": bias is not None,
         "PRECISION": "ieee" if q.dtype == torch.float32 or interpreting() else "tf32",
-        "num_warps": 4 if max(bd, be) <= 64 else 8,
+    }
+
+
+def _tuned(
+    kernel: str, q: Tensor, constants: dict[str, Any], *, warps: int | None = None, keys: int | None = None
+) -> dict[str, Any]:
+    """``constants`` and the launch configuration of ``kernel``, its name in the tuning tables."""
+    wide = max(constants["BD"], constants["BE"]) > 64
+    default = {
+        "BK": keys or (TILE // 2 if wide else TILE),
+        "num_warps": warps or (8 if wide else 4),
         "num_stages": 2,
     }
+    exact = {
+        "dim": constants["BD"],
+        "value_dim": constants["BE"],
+        "volume": int(constants["KZ"] > 1),
+        "bias": int(constants["BIAS"]),
+        "bytes": q.element_size(),
+    }
+    B, Z, Y, X, H, _ = q.shape
+    near = {"positions": Z * Y * X, "window": constants["KZ"] * constants["KY"] * constants["KX"], "heads": B * H}
+    return {**constants, **tuning.config(kernel, q.device, default, exact=exact, near=near)}
 
 
 def _tiles(q: Tensor, constants: dict[str, Any]) -> tuple[int, int, int]:
@@ -70,8 +90,9 @@ def _op(
     strides = (s for x in (q, k, v, out) for s in x.stride()[:5])
     with device_of(q):
         kernels.forward_kernel[(tiles, H, B)](
-            q, k, v, table, out, lse, *strides, H, Z, Y, X, tiles_y, tiles_x, scale, **constants
-        )
+            q, k, v, table, out, lse, *strides, H, Z, Y, X, tiles_y, tiles_x, scale,
+            **_tuned("neighborhood_forward", q, constants),
+        )  # fmt: skip
     return out, lse
 
 
@@ -118,17 +139,16 @@ def _backward_op(
         kernels_backward.query_grad_kernel[(tiles, H, parts)](
             q, k, v, table, out, grad, lse, delta, dq, pairs,
             *(s for x in strides[:6] for s in x), B, H, Z, Y, X, tiles_y, tiles_x, per_part, scale,
-            PAIRS=room, **constants,
+            PAIRS=room, **_tuned("neighborhood_grad_q", q, constants),
         )  # fmt: skip
     # Two tiles of sums, and what a biased volume computes indices with, must fit the registers.
-    if max(constants["BD"], constants["BE"]) > 32:
-        constants["num_warps"] = 8
-    if constants["KZ"] > 1 and bias is not None:
-        constants["BK"] = TILE // 2
+    warps = 8 if max(constants["BD"], constants["BE"]) > 32 else None
+    keys = TILE // 2 if constants["KZ"] > 1 and bias is not None else None
     with device_of(q):
         kernels_backward.key_grad_kernel[(tiles, H, B)](
             q, k, v, table, grad, lse, delta, dk, dv,
-            *(s for i in (0, 1, 2, 4, 6, 7) for s in strides[i]), H, Z, Y, X, tiles_y, tiles_x, scale, **constants,
+            *(s for i in (0, 1, 2, 4, 6, 7) for s in strides[i]), H, Z, Y, X, tiles_y, tiles_x, scale,
+            **_tuned("neighborhood_grad_kv", q, constants, warps=warps, keys=keys),
         )  # fmt: skip
     if bias is not None:
         geometry = {n: constants[n] for n in (*WINDOW, "TY", "TX")}

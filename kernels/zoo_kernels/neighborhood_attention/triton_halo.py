@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import triton
 
+from zoo_kernels import tuning
 from zoo_kernels.dispatch import interpreting
 from zoo_kernels.neighborhood_attention import kernels_halo as kernels
 from zoo_kernels.tiles import block, device_of, unit_stride
@@ -18,16 +19,31 @@ MAX_WINDOW = 64
 
 
 def _constants(
-    q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, columns: Tensor | None, size: int, halo: int
+    kernel: str, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, columns: Tensor | None, size: int, halo: int
 ) -> dict[str, Any]:
+    """``kernel``: the name in the tuning tables."""
     d, e = q.shape[-1], v.shape[-1]
     side = size * q.shape[1] // k.shape[1]
+    default = {
+        "TQ": block(side * side, high=64),
+        "num_warps": 4 if max(block(d), block(e)) <= 32 else 8,
+        "num_stages": 2,
+    }
+    if kernel == "halo_grad_kv":
+        default["TK"] = block(size * size, high=64)
+    exact = {
+        "dim": block(d),
+        "value_dim": block(e),
+        "window": block(size + 2 * halo),
+        "position": int(rows is not None or columns is not None),
+        "bytes": q.element_size(),
+    }
+    near = {"queries": q.shape[1] * q.shape[2], "block": side * side, "heads": q.shape[0] * q.shape[3]}
     return {
         "BLOCK": size,
         "SIDE": side,
         "HALO": halo,
         "WIN": size + 2 * halo,
-        "TQ": block(side * side, high=64),
         "D": d,
         "E": e,
         "BD": block(d),
@@ -35,8 +51,7 @@ def _constants(
         "HIGH": rows is not None,
         "WIDE": columns is not None,
         "PRECISION": "ieee" if q.dtype == torch.float32 or interpreting() else "tf32",
-        "num_warps": 4 if max(block(d), block(e)) <= 32 else 8,
-        "num_stages": 2,
+        **tuning.config(kernel, q.device, default, exact=exact, near=near),
     }
 
 
@@ -68,7 +83,7 @@ def _op(
     if B == 0:
         return out, lse
     q, k, v = unit_stride(q), unit_stride(k), unit_stride(v)
-    constants = _constants(q, k, v, rows, columns, size, halo)
+    constants = _constants("halo_forward", q, k, v, rows, columns, size, halo)
     positions = _positions(q, rows, columns)
     KY, KX = k.shape[1:3]
     tiles = triton.cdiv(constants["SIDE"] ** 2, constants["TQ"]) * (KY // size) * (KX // size)
@@ -111,10 +126,10 @@ def _backward_op(
     if B == 0:
         return dq.to(q.dtype), dk, dv, *dtables
     q, k, v, grad = unit_stride(q), unit_stride(k), unit_stride(v), unit_stride(grad)
-    constants = _constants(q, k, v, rows, columns, size, halo)
+    constants = _constants("halo_grad_q", q, k, v, rows, columns, size, halo)
     positions = _positions(q, rows, columns)
     KY, KX = k.shape[1:3]
-    blocks, keys = (KY // size) * (KX // size), block(size * size, high=64)
+    blocks = (KY // size) * (KX // size)
     delta = torch.empty_like(lse)
     dhigh, dwide = (torch.empty(x.shape, dtype=torch.float32, device=q.device) for x in positions)
     with device_of(q):
@@ -122,10 +137,11 @@ def _backward_op(
             q, k, v, *positions, out, grad, lse, delta, dq, dhigh, dwide, *_strides(q, k, v, out, grad, dq),
             H, QY, QX, KY, KX, scale, BW=block(constants["WIN"]), **constants,
         )  # fmt: skip
+    constants = _constants("halo_grad_kv", q, k, v, rows, columns, size, halo)
     with device_of(q):
-        kernels.halo_key_grad_kernel[(triton.cdiv(size * size, keys) * blocks, H, B)](
+        kernels.halo_key_grad_kernel[(triton.cdiv(size * size, constants["TK"]) * blocks, H, B)](
             q, k, v, *positions, grad, lse, delta, dk, dv, *_strides(q, k, v, grad, dk, dv),
-            H, QY, QX, KY, KX, scale, TK=keys, NEAR=2 * triton.cdiv(halo, size) + 1, **constants,
+            H, QY, QX, KY, KX, scale, NEAR=2 * triton.cdiv(halo, size) + 1, **constants,
         )  # fmt: skip
     if rows is not None:
         by_row, of_q = (x.unflatten(1, (-1, rows.shape[0])) for x in (dhigh, q.float()))
