@@ -173,7 +173,7 @@ def test_pixels_in_steps(affinity_grad: bool, device: str, monkeypatch: pytest.M
     """The Triton kernels where a cell has more pixels than a step, and not a multiple of it."""
     from zoo_kernels.super_token import triton
 
-    monkeypatch.setattr(triton, "_tile", lambda channels, pixels: (16, 16))
+    monkeypatch.setattr(triton, "_tile", lambda *call: {"CP": 16, "BP": 16, "num_warps": 4})
     kwargs = {"cell": (5, 7), "affinity_grad": affinity_grad}
     check_against_reference(
         super_token, (normal(1, 6, 7, 5).to(device),), kwargs, backend="triton", dtype=torch.float32

@@ -18,6 +18,7 @@ What is here, why, and when it can go:
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import os
@@ -80,6 +81,14 @@ def init_process_group(backend: str | None = None, timeout: float | None = None)
         backend = "gloo"
     arguments: dict[str, Any] = {} if timeout is None else {"timeout": datetime.timedelta(seconds=timeout)}
     dist.init_process_group(backend or ("nccl" if device.type == "cuda" else "gloo"), **arguments)
+    # A process that ends with the group's threads running is sometimes aborted by the C++ runtime (torch 2.15, gloo).
+    atexit.register(leave_process_group)
+
+
+def leave_process_group() -> None:
+    """Leave the process group, if this process is in one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def ddp_arguments(device: torch.device) -> dict[str, Any]:
