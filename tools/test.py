@@ -5,7 +5,7 @@ python tools/test.py CONFIG CHECKPOINT ...
 
 import sys
 
-from zoo.cli import main
+from zoo.cli import main_and_exit
 
 if __name__ == "__main__":
-    raise SystemExit(main(["test", *sys.argv[1:]]))
+    main_and_exit(["test", *sys.argv[1:]])

@@ -6,7 +6,7 @@ torchrun --nproc-per-node 2 tools/train.py CONFIG ...
 
 import sys
 
-from zoo.cli import main
+from zoo.cli import main_and_exit
 
 if __name__ == "__main__":
-    raise SystemExit(main(["train", *sys.argv[1:]]))
+    main_and_exit(["train", *sys.argv[1:]])

@@ -43,6 +43,8 @@ uneven = [list(range(12)), [12, 13, 14]][rank]
 folder = f"{out}/{rank}"
 results = [run(dealt, True, folder), run(dealt, False, folder), run(halves, True, folder), run(uneven, True, folder)]
 print("RESULT" + json.dumps([single, results]))
+from zoo.engine.compat import end_process
+end_process(0)
 """
 
 

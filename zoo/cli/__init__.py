@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from zoo import __version__
 
@@ -52,6 +53,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"zoo {args.verb}: {type(error).__name__}: {_message(error)}", file=sys.stderr)
         return 1
+
+
+def main_and_exit(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run :func:`main` and end the process with its status; under torchrun without tearing the interpreter down."""
+    try:
+        status = main(argv)
+    except SystemExit as stop:
+        if not isinstance(stop.code, int):
+            raise
+        status = stop.code
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from zoo.engine.compat import end_process
+
+        end_process(status)
+    raise SystemExit(status)
 
 
 def _file(verb: str) -> str:

@@ -2,6 +2,7 @@
 
 import sys
 
-from zoo.cli import main
+from zoo.cli import main_and_exit
 
-sys.exit(main())
+if __name__ == "__main__":
+    main_and_exit(sys.argv[1:])
