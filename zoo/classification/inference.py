@@ -169,7 +169,7 @@ def predict(
 
 def load_predictor(model: Any, weights: str | os.PathLike[str] | None = None, **options: Any) -> Predictor:
     """A :class:`Predictor` of a model name, a config or a backbone with a classifier."""
-    from zoo.registry import MODELS, UnknownNameError, did_you_mean
+    from zoo.registry import MODELS
 
     if isinstance(model, nn.Module):
         if weights is not None:
@@ -179,11 +179,9 @@ def load_predictor(model: Any, weights: str | os.PathLike[str] | None = None, **
         return Predictor(model, _evaluation(224), **options)
     if str(model) in MODELS:
         return _predictor_of_name(str(model), weights, options)
-    from zoo.engine.config import list_configs
+    from zoo.engine.config import require_known
 
-    if not Path(model).is_file() and str(model) not in list_configs():
-        known = [*MODELS.names(), *list_configs()]
-        raise UnknownNameError(f"no model, config name or config file {str(model)!r}{did_you_mean(str(model), known)}")
+    require_known(model)
     return _predictor_of_config(model, weights, options)
 
 
@@ -193,19 +191,25 @@ def _predictor_of_name(name: str, weights: str | os.PathLike[str] | None, option
 
     info = model_info(name)
     weights = resolve_weights(name) if weights is None else weights
-    recorded = _recorded_config(weights)
+    meta = _meta(weights)
+    recorded = _recorded_config(meta)
     if recorded is not None:
         # trained here: its own preprocessing, which need not be the model's usual one
-        return _predictor_of_config(recorded, weights, options, backbone=name)
-    network, classes = create_for_checkpoint(name, weights)
-    options = {"classes": classes, **options}
+        return _predictor_of_config(recorded, weights, options, backbone=name, meta=meta)
+    network = create_for_checkpoint(name, weights)
+    options = {"classes": _classes(meta), **options}
     if info:
         options = {"mean": info.mean, "std": info.std, **options}
     return Predictor(network, _evaluation(info.input_size if info else 224), **options)
 
 
 def _predictor_of_config(
-    config: Any, weights: str | os.PathLike[str] | None, options: dict[str, Any], backbone: str | None = None
+    config: Any,
+    weights: str | os.PathLike[str] | None,
+    options: dict[str, Any],
+    *,
+    backbone: str | None = None,
+    meta: dict[str, Any] | None = None,
 ) -> Predictor:
     from zoo.classification.model import ImageClassifier
     from zoo.data.transforms import build_transforms
@@ -223,7 +227,7 @@ def _predictor_of_config(
     model = ImageClassifier(**arguments)
     load_weights(model, weights)
     normalise = model.data_preprocessor
-    options = {"classes": checkpoint_classes(weights), **options}
+    options = {"classes": _classes(_meta(weights) if meta is None else meta), **options}
     return Predictor(
         _Logits(model),
         build_transforms(**cfg.test_dataloader.dataset.transform.to_dict()),
@@ -233,9 +237,9 @@ def _predictor_of_config(
     )
 
 
-def _recorded_config(weights: str | os.PathLike[str]) -> Any:
+def _recorded_config(meta: dict[str, Any]) -> Any:
     """The config that a checkpoint of our runner records, checked, or None."""
-    text = _meta(weights).get("cfg")
+    text = meta.get("cfg")
     if not text:
         return None
     from zoo.engine.config import load_config
@@ -263,8 +267,8 @@ def _evaluation(size: int) -> Callable[[np.ndarray], np.ndarray]:
     return build_transforms(train=False, size=size)
 
 
-def create_for_checkpoint(name: str, weights: str | os.PathLike[str]) -> tuple[nn.Module, list[str] | None]:
-    """A model whose classifier has the checkpoint's size, loaded, and the class names if the file records them."""
+def create_for_checkpoint(name: str, weights: str | os.PathLike[str]) -> nn.Module:
+    """A model whose classifier has the checkpoint's size, loaded."""
     from zoo.api import create_model
     from zoo.weights.load import load_weights
 
@@ -274,13 +278,15 @@ def create_for_checkpoint(name: str, weights: str | os.PathLike[str]) -> tuple[n
     heads = [c for k, (m, c) in report.mismatched.items() if model.layer_id(k) == last and len(m) > 1]
     if heads and not report.missing and not report.unexpected:
         model = create_model(name, num_classes=heads[0][0])
-    load_weights(model, weights)
-    return model, checkpoint_classes(weights)
+        load_weights(model, weights)
+    elif not report.exact:
+        load_weights(model, weights)  # says what differs
+    return model
 
 
-def checkpoint_classes(weights: str | os.PathLike[str]) -> list[str] | None:
+def _classes(meta: dict[str, Any]) -> list[str] | None:
     """Class names that a checkpoint of ours records, or None."""
-    names = (_meta(weights).get("dataset_meta") or {}).get("classes")
+    names = (meta.get("dataset_meta") or {}).get("classes")
     return [str(n) for n in names] if names else None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from zoo.cli.output import human, print_json
 
@@ -17,16 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from zoo.registry import MODELS, UnknownNameError, did_you_mean
+    from zoo.registry import MODELS
 
     if args.model_or_config in MODELS:
         return _show_model(args)
-    from zoo.engine.config import list_configs
+    from zoo.engine.config import require_known
 
-    if not Path(args.model_or_config).is_file() and args.model_or_config not in list_configs():
-        known = [*MODELS.names(), *list_configs()]
-        hint = did_you_mean(args.model_or_config, known)
-        raise UnknownNameError(f"no model, config name or config file {args.model_or_config!r}{hint}")
+    require_known(args.model_or_config)
     return _show_config(args)
 
 

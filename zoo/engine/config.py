@@ -86,6 +86,14 @@ def find_config(name: str | Path) -> Path:
     )
 
 
+def require_known(name: str | Path) -> None:
+    """Raise UnknownNameError, with the nearest names, unless ``name`` is a model, a config's name or a config file."""
+    configs = list_configs()
+    if str(name) not in MODELS and str(name) not in configs and not Path(name).is_file():
+        hint = did_you_mean(str(name), [*MODELS.names(), *configs])
+        raise UnknownNameError(f"no model, config name or config file {str(name)!r}{hint}")
+
+
 # -- reading ------------------------------------------------------------------------------------------------------
 
 
