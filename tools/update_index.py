@@ -4,6 +4,7 @@ Sizes are counted, everything else in the index is kept.
 
     python tools/update_index.py           # rewrite the files
     python tools/update_index.py --check   # only say whether they are up to date (exit status 1 if not)
+    python tools/update_index.py --system davit   # only this system's file of the index (may be repeated)
 
 A model that is new to the index gets an entry without metrics and weights; fill those in by hand.
 """
@@ -88,15 +89,19 @@ def table(systems: list[dict[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 if a file is out of date")
+    parser.add_argument("--system", action="append", default=[], help="only this system's file (may be repeated)")
     args = parser.parse_args()
     names = sorted({MODELS.entry(n).meta["family"] for n in MODELS.names()})
+    if unknown := set(args.system) - set(names):
+        parser.error(f"--system {', '.join(sorted(unknown))}: accepted are {', '.join(names)}")
     systems = []
-    for system in names:
+    for system in args.system or names:
         path = INDEX / f"{system}.yaml"
         data = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
         systems.append(updated(system, {"system": system, "title": system, "task": "classification", **data}))
     wanted = {INDEX / f"{d['system']}.yaml": yaml.safe_dump(d, sort_keys=False, width=110) for d in systems}
-    wanted[TABLE] = table(systems)
+    if not args.system:
+        wanted[TABLE] = table(systems)
     stale = []
     for path, text in wanted.items():
         if not path.is_file() or path.read_text(encoding="utf-8") != text:

@@ -207,6 +207,8 @@ class AgentAttention(Mixer):
     Source: eq. 5 (attention), eq. 7-8 (position biases), fig. 3 (depth-wise branch).
     """
 
+    growth = "linear"
+
     qkv: nn.Linear | None
     q: nn.Linear
     kv: nn.Linear

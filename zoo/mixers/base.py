@@ -24,6 +24,12 @@ class Mixer(nn.Module):
     #: Whether ``forward(x, prefix)`` is defined; where it is not, the host looks after prefix tokens itself.
     takes_prefix: bool = False
 
+    #: How time and memory grow with the number of tokens, all settings fixed: "linear", "n log n" or "quadratic".
+    growth: str = "quadratic"
+
+    #: Whether rows of :meth:`attention_map` are non-negative and sum to 1 (signed or unnormalised attention: false).
+    normalised_rows: bool = True
+
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
         if num_heads < 1 or dim % num_heads:
@@ -49,7 +55,9 @@ class Mixer(nn.Module):
         raise NotImplementedError
 
     def attention_map(self, x: Tensor) -> Tensor:
-        """How much each position attends to each: ``[B, heads, H*W, H*W]``, rows sum to 1, by the reference path.
+        """How much each position attends to each: ``[B, heads, H*W, H*W]``, by the reference path.
+
+        Rows sum to 1 where :attr:`normalised_rows` says so.
 
         Raises:
             TypeError: the mixer has no attention between positions.

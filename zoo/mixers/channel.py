@@ -22,6 +22,8 @@ class ChannelAttention(Mixer):
         qkv_bias: whether the projection to queries, keys and values has a bias.
     """
 
+    growth = "linear"
+
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True):
         super().__init__(dim, num_heads)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)

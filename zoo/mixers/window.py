@@ -35,6 +35,8 @@ class WindowAttention(Mixer):
         qk_scale: factor of the logits; ``head_dim ** -0.5`` by default.
     """
 
+    growth = "linear"
+
     def __init__(
         self,
         dim: int,
