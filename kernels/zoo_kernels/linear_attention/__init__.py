@@ -2,7 +2,7 @@
 
 * :func:`linear_attention`: elu+1 and ReLU maps (Katharopoulos et al., arXiv:2006.16236), exp, the double softmax of
   Efficient Attention (Shen et al., arXiv:1812.01243), none; causal with decay (Lightning Attention-2,
-  arXiv:2401.04658).
+  arXiv:2401.04658); the causal double softmax of Latte (Dolga et al., arXiv:2402.17512).
 * :func:`inline_attention`: injective linear attention (Han et al., arXiv:2412.06590).
 * :func:`mala_attention`: magnitude-aware linear attention (Fan et al., arXiv:2507.00698).
 * :func:`taylor_attention`: TaylorShift (Nauen et al., arXiv:2403.02920), direct and linear form.
@@ -54,9 +54,10 @@ def linear_attention(
         k: [B, h, M, d].
         v: [B, h, M, dv].
         feature_map: phi, elementwise: "elu+1", "relu", "exp" (computed relative to the maximum: it cannot overflow,
-            and eps does not enter), "identity"; or "softmax": q over its channels, k over the tokens, no denominator.
-        causal: whether only tokens j <= i count (M must be N); not with "softmax".
-        decay: [h] in (0, 1], causal only: w_ij is multiplied by decay^(i-j); not with "exp".
+            and eps does not enter), "identity"; or "softmax": q over its channels, k over the tokens (causal: for each
+            query over the tokens so far, as in Latte), no denominator.
+        causal: whether only tokens j <= i count (M must be N).
+        decay: [h] in (0, 1], causal only: w_ij is multiplied by decay^(i-j); not with "exp" and "softmax".
         normalize: whether to divide by the sum of the weights. None: as the map asks, which is no for "identity"
             (its weights may add up to zero) and yes otherwise. "exp" and "softmax" are always normalised.
         eps: added to the denominator, >= 0.
@@ -83,15 +84,13 @@ def linear_attention(
         raise ValueError(f"normalize=False with feature_map={feature_map!r}: this map is always normalised")
     if eps < 0:
         raise ValueError(f"eps={eps}: it must be >= 0")
-    if causal and feature_map == "softmax":
-        raise ValueError("causal=True with feature_map='softmax': its softmax over the keys sees all tokens")
     if causal and q.shape[2] != k.shape[2]:
         raise ValueError(f"causal=True: q has {q.shape[2]} tokens and k {k.shape[2]}, they must be the same")
     if decay is not None:
-        if not causal or feature_map == "exp":
+        if not causal or feature_map in ("exp", "softmax"):
             raise ValueError(
                 f"decay is given with causal={causal} and feature_map={feature_map!r}: it needs "
-                "causal=True and a map other than 'exp'"
+                "causal=True and a map other than 'exp' and 'softmax'"
             )
         if tuple(decay.shape) != (q.shape[1],):
             raise ValueError(f"decay is {tuple(decay.shape)}: it must be [heads] = ({q.shape[1]},)")

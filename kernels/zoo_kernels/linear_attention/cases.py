@@ -17,7 +17,7 @@ def cases() -> dict[str, Case]:
         return tuple(torch.randn(b, h, *s, generator=g) for s in sizes)
 
     def case(function: object, shape: tuple[int, ...], **kwargs: object) -> Case:
-        on_cpu = bool(kwargs.get("causal")) and kwargs.get("feature_map") == "exp"
+        on_cpu = bool(kwargs.get("causal")) and kwargs.get("feature_map") in ("exp", "softmax")
         backends = ("reference", "eager") if on_cpu else None
         return Case(function, qkv(*shape), kwargs, batched=(0, 1, 2), backends=backends)  # type: ignore[arg-type]
 
@@ -42,6 +42,7 @@ def cases() -> dict[str, Case]:
             decay=torch.tensor([0.9, 0.97, 1.0]),
         ),
         "causal-exp": case(linear_attention, (1, 2, 40, 8, 8), feature_map="exp", causal=True),
+        "causal-softmax": case(linear_attention, (1, 2, 40, 8, 6), feature_map="softmax", causal=True),
         "one-token": case(linear_attention, (1, 1, 1, 4, 4), causal=True, normalize=False),
         "inline": case(inline_attention, (2, 2, 49, 16, 8)),
         "mala-rotated": case(rotated_mala, (2, 2, 39, 16, 16)),

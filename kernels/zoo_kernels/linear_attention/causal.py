@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 CHUNK = 128
-#: The exponential map forms [chunk, chunk, d] inside a chunk.
+#: The exponential map and the causal softmax form [chunk, chunk, d] inside a chunk.
 CHUNK_EXP = 32
 
 
@@ -75,4 +75,32 @@ def causal_exp(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tenso
         raised = torch.maximum(top, k_c.detach().amax(2, keepdim=True))
         state = state * (top - raised).exp().transpose(-1, -2) + (k_c - raised).exp().transpose(-1, -2) @ v_c
         top = raised
+    return torch.cat(outs, 2)
+
+
+def causal_softmax(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Latte's causal form (arXiv:2402.17512): softmax of q over d; of k, channel by channel, over the tokens so far.
+
+    Chunk after chunk. The state of a channel is the mean of the values so far under that channel's softmax, kept with
+    the running maximum and the normaliser relative to it: no exponent is above zero, whatever the range of k.
+    """
+    q = q.softmax(-1)
+    mean = v.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1])  # [B, h, d, dv]
+    top = torch.full_like(k[:, :, :1], torch.finfo(k.dtype).min / 4)  # [B, h, 1, d]
+    norm = torch.zeros_like(top)
+    i = torch.arange(min(CHUNK_EXP, q.shape[2]), device=q.device)
+    outs = []
+    for q_c, k_c, v_c in zip(q.split(CHUNK_EXP, 2), k.split(CHUNK_EXP, 2), v.split(CHUNK_EXP, 2)):
+        later = (i[: q_c.shape[2], None] < i[: q_c.shape[2]]).unsqueeze(-1)  # [C, C, 1]
+        past = k_c.unsqueeze(-3).masked_fill(later, float("-inf"))  # [B, h, C, C, d]
+        peak = torch.maximum(top, past.detach().amax(-2))  # [B, h, C, d]: the maximum that each query sees
+        inside = (past - peak.unsqueeze(-2)).exp()
+        before = norm * (top - peak).exp()
+        total = inside.sum(-2) + before
+        share = q_c / total
+        weights = (share.unsqueeze(-2) * inside).sum(-1)  # [B, h, C, C]
+        outs.append((share * before) @ mean + weights @ v_c)
+        top, norm = peak[:, :, -1:], total[:, :, -1:]
+        kept = (before[:, :, -1:] / norm).transpose(-1, -2)  # [B, h, d, 1]
+        mean = mean * kept + ((k_c - top).exp() / norm).transpose(-1, -2) @ v_c
     return torch.cat(outs, 2)

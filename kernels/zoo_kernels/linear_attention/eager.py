@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo_kernels.linear_attention.causal import causal_exp, causal_linear
+from zoo_kernels.linear_attention.causal import causal_exp, causal_linear, causal_softmax
 
 #: Without autograd, heads of at least this many tokens go one by one: their intermediates stay in cache, and products
 #: of two-dimensional views need no contiguous copies.
@@ -65,8 +65,8 @@ def forward(
     if causal:
         dtype = v.dtype
         q, k, v = _wide(q), _wide(k), _wide(v)
-        if feature_map == "exp":
-            return causal_exp(q, k, v).to(dtype)
+        if feature_map in ("exp", "softmax"):
+            return (causal_exp if feature_map == "exp" else causal_softmax)(q, k, v).to(dtype)
         q, k = _positive(q, feature_map), _positive(k, feature_map)
         return causal_linear(q, k, v, None if decay is None else _wide(decay), eps if normalize else None).to(dtype)
 

@@ -26,6 +26,10 @@ def forward(
     eps: float,
 ) -> torch.Tensor:
     """out_i = sum_j w_ij v_j [/ (sum_j w_ij + eps)] with w_ij = phi(q_i) . phi(k_j)."""
+    if feature_map == "softmax" and causal:
+        past = _causal_weights(q, None).bool().unsqueeze(-1)  # [1, N, N, 1]
+        k_BhNMd = k.unsqueeze(-3).masked_fill(~past, float("-inf")).softmax(-2)
+        return torch.einsum("bhid,bhijd,bhje->bhie", q.softmax(-1), k_BhNMd, v)
     if feature_map == "softmax":
         return q.softmax(-1) @ k.softmax(-2).transpose(-1, -2) @ v
     if feature_map == "exp":

@@ -281,8 +281,8 @@ def can_run(
     q: Tensor, k: Tensor, v: Tensor, *, feature_map: str = "elu+1", causal: bool = False, **_: object
 ) -> str | None:
     """Why the kernels cannot serve a call of linear_attention, or None."""
-    if causal and feature_map == "exp":
-        return "causal with the map 'exp' needs the exponentials of every pair and channel, not a product"
+    if causal and feature_map in ("exp", "softmax"):
+        return f"causal with the map {feature_map!r} needs the exponentials of every pair and channel, not a product"
     return _too_wide(q, v)
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-#: Bytes of gathered keys and values of one chunk: an L2 cache's size.
-CHUNK_BYTES = 1 << 20
+#: Bytes of gathered keys and values of one chunk: a share of an L3 cache (smaller chunks cost more copies than misses).
+CHUNK_BYTES = 4 << 20
 #: Largest mask of the dense form, elements a sample.
 DENSE_LIMIT = 1 << 22
 #: Up to this many queries a region, batched products on head-major rows beat SDPA's fixed cost a region and head.

@@ -19,18 +19,49 @@ def forward(
     x: Tensor, cell: tuple[int, int], iterations: int, scale: float, eps: float, affinity_grad: bool
 ) -> tuple[Tensor, Tensor]:
     """x [B,H,W,C] -> tokens [B,hh,ww,C], affinity [B,hh,ww,9,ch*cw]."""
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _by_strips(x, cell, iterations, scale, eps)
     pixels = _cells(x, cell)  # [B, hh, ww, P, C]
-    tokens = pixels.mean(3)
+    tokens = _means(x, cell)
     if affinity_grad or not torch.is_grad_enabled() or not x.requires_grad:
         for _ in range(iterations):
-            affinity, gathered = _associate_and_gather(pixels, tokens, scale)
-            tokens = _divided(gathered, affinity, eps)
+            affinity = _associate(pixels, tokens, scale)
+            tokens = _update(pixels, affinity, eps)
         return tokens, affinity
     with torch.no_grad():
         for _ in range(iterations - 1):
             tokens = _update(pixels, _associate(pixels, tokens, scale), eps)
         affinity = _associate(pixels, tokens, scale)
     return _update(pixels, affinity, eps), affinity
+
+
+def _by_strips(
+    x: Tensor, cell: tuple[int, int], iterations: int, scale: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """As :func:`forward` without gradients: rows of cells are laid out where they are used, and stay in the cache."""
+    ch, cw = cell
+    x = _padded(x, cell)
+    b, hh, ww, c = x.shape[0], x.shape[1] // ch, x.shape[2] // cw, x.shape[3]
+    rows_of = x.reshape(b * hh, ch, ww, cw, c)
+    steps = _steps(b * hh, ww * ch * cw * c)
+
+    def pixels(rows: slice) -> Tensor:
+        return rows_of[rows].transpose(1, 2).reshape(-1, ww, ch * cw, c)
+
+    # One step: the copy serves all passes.
+    whole = pixels(steps[0]) if len(steps) == 1 else None
+    tokens = _means(x, cell)
+    affinity = x.new_empty(b * hh, ww, 9, ch * cw)
+    for _ in range(iterations):
+        near = _unfold(tokens * scale).reshape(b * hh, ww, 9, c)
+        parts = []
+        for rows in steps:
+            cells = pixels(rows) if whole is None else whole
+            affinity[rows] = a = torch.matmul(near[rows], cells.transpose(2, 3)).softmax(2)  # [rows, ww, 9, P]
+            parts.append(torch.matmul(a, cells))
+        gathered = torch.cat(parts) if len(parts) > 1 else parts[0]
+        tokens = _divided(gathered.reshape(b, hh, ww, 9, c), affinity.reshape(b, hh, ww, 9, ch * cw), eps)
+    return tokens, affinity.reshape(b, hh, ww, 9, ch * cw)
 
 
 def _steps(rows: int, numbers: int) -> list[slice]:
@@ -77,20 +108,6 @@ def _update(pixels: Tensor, affinity: Tensor, eps: float) -> Tensor:
     return _divided(gathered.reshape(b, hh, ww, 9, c), affinity, eps)
 
 
-def _associate_and_gather(pixels: Tensor, tokens: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Affinity [B,hh,ww,9,P], and what the pixels of each cell give to its nine tokens [B,hh,ww,9,C]."""
-    b, hh, ww, p, c = pixels.shape
-    near, rows_of = _unfold(tokens * scale).reshape(b * hh, ww, 9, c), pixels.reshape(b * hh, ww, p, c)
-
-    def step(rows: slice) -> tuple[Tensor, Tensor]:
-        a = torch.matmul(near[rows], rows_of[rows].transpose(2, 3)).softmax(2)
-        return a, torch.matmul(a, rows_of[rows])
-
-    parts = [step(rows) for rows in _steps(b * hh, ww * p * c)]
-    affinity, gathered = (torch.cat(t) if len(t) > 1 else t[0] for t in zip(*parts))
-    return affinity.reshape(b, hh, ww, 9, p), gathered.reshape(b, hh, ww, 9, c)
-
-
 def _divided(gathered: Tensor, affinity: Tensor, eps: float) -> Tensor:
     """Tokens [B,hh,ww,C] of what the cells give to them."""
     total = _fold(affinity.sum(-1, keepdim=True, dtype=_wide(affinity.dtype)))
@@ -103,12 +120,22 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def _cells(x: Tensor, cell: tuple[int, int]) -> Tensor:
     """[B,H,W,C] -> [B,hh,ww,ch*cw,C], zeros where cells reach beyond the map."""
-    b, h, w, c = x.shape
     ch, cw = cell
-    if h % ch or w % cw:
-        x = F.pad(x, (0, 0, 0, -w % cw, 0, -h % ch))
-    hh, ww = x.shape[1] // ch, x.shape[2] // cw
+    x = _padded(x, cell)
+    b, hh, ww, c = x.shape[0], x.shape[1] // ch, x.shape[2] // cw, x.shape[3]
     return x.reshape(b, hh, ch, ww, cw, c).transpose(2, 3).reshape(b, hh, ww, ch * cw, c)
+
+
+def _padded(x: Tensor, cell: tuple[int, int]) -> Tensor:
+    """[B,H,W,C] with zeros at the bottom and right, to whole cells."""
+    h, w = x.shape[1:3]
+    return F.pad(x, (0, 0, 0, -w % cell[1], 0, -h % cell[0])) if h % cell[0] or w % cell[1] else x
+
+
+def _means(x: Tensor, cell: tuple[int, int]) -> Tensor:
+    """Mean over each cell, zeros beyond the map included: [B,H,W,C] -> [B,hh,ww,C]."""
+    # Pooling channels-last is ten times as fast as a mean over two axes.
+    return F.avg_pool2d(_padded(x, cell).permute(0, 3, 1, 2), cell).permute(0, 2, 3, 1)
 
 
 def _unfold(tokens: Tensor) -> Tensor:
