@@ -191,19 +191,21 @@ def test_causal_on_triton_with_large_values(dtype: torch.dtype, device: str) -> 
 
 def test_causal_equals_its_prefixes() -> None:
     q, k, v = qkv(1, 2, 150, 8)
-    for feature_map in ("elu+1", "relu", "exp"):
+    for feature_map in ("elu+1", "relu", "exp", "softmax"):
         whole = linear_attention(q, k, v, feature_map=feature_map, causal=True)
         for n in (1, 77, 150):
             last = linear_attention(q[:, :, n - 1 : n], k[:, :, :n], v[:, :, :n], feature_map=feature_map)
             assert_close(f"{feature_map} {n}", whole[:, :, n - 1 : n], last)
 
 
-def test_causal_exp_with_a_wide_range() -> None:
-    """Early keys e^-300 times smaller than late ones still decide the early outputs."""
+@pytest.mark.parametrize("feature_map", ["exp", "softmax"])
+def test_causal_exponentials_with_a_wide_range(feature_map: str) -> None:
+    """Early keys e^-300 times smaller than late ones still decide the early outputs; then the other way round."""
     q, k, v = qkv(1, 1, 90, 4)
-    k = k + torch.linspace(-150, 150, 90, dtype=k.dtype)[:, None]
-    kwargs = {"feature_map": "exp", "causal": True}
-    check_against_reference(linear_attention, (q, k, v), kwargs, backend="eager", dtype=torch.float32)
+    kwargs = {"feature_map": feature_map, "causal": True}
+    for step in (torch.linspace(-150, 150, 90, dtype=k.dtype), torch.linspace(50, -50, 90, dtype=k.dtype)):
+        args = (q, k + step[:, None], v)
+        check_against_reference(linear_attention, args, kwargs, backend="eager", dtype=torch.float32)
 
 
 @pytest.mark.usefixtures("triton_ready")
@@ -251,8 +253,9 @@ def test_triton_says_what_it_cannot_do(device: str) -> None:
     wide = torch.zeros(1, 1, 4, 80, device=device)
     with pytest.raises(BackendError, match="head_dim 80 exceeds 64"):
         taylor_attention(wide, wide, wide, form="linear", backend="triton")
-    with pytest.raises(BackendError, match="causal with the map 'exp'"):
-        linear_attention(wide, wide, wide, feature_map="exp", causal=True, backend="triton")
+    for feature_map in ("exp", "softmax"):
+        with pytest.raises(BackendError, match=f"causal with the map '{feature_map}'"):
+            linear_attention(wide, wide, wide, feature_map=feature_map, causal=True, backend="triton")
     wide = torch.zeros(1, 1, 4, 160, device=device)
     for function in (linear_attention, inline_attention, mala_attention, taylor_attention):
         with pytest.raises(BackendError, match="head_dim 160 exceeds 128"):
@@ -291,6 +294,7 @@ def test_inline_weights_add_up_to_one() -> None:
         (linear_attention, {}),
         (linear_attention, {"feature_map": "exp", "causal": True}),
         (linear_attention, {"feature_map": "softmax"}),
+        (linear_attention, {"feature_map": "softmax", "causal": True}),
         (inline_attention, {}),
         (mala_attention, {}),
         (taylor_attention, {}),
@@ -312,7 +316,6 @@ def test_gradcheck(function, kwargs: dict) -> None:
     causal=st.booleans(),
 )
 def test_any_shape(n: int, m: int, d: int, dv: int, feature_map: str, causal: bool) -> None:
-    causal = causal and feature_map != "softmax"
     m = n if causal else m
     q, k, v = randn(1, 2, n, d), randn(1, 2, m, d, seed=1), randn(1, 2, m, dv, seed=2)
     if feature_map == "relu":
@@ -363,7 +366,6 @@ def test_explain_names_the_reasons() -> None:
         ({"feature_map": "elu"}, ValueError, "feature_map='elu': accepted are 'elu\\+1'"),
         ({"feature_map": "identity", "normalize": True}, ValueError, "normalize=True with feature_map='identity'"),
         ({"feature_map": "exp", "normalize": False}, ValueError, "always normalised"),
-        ({"feature_map": "softmax", "causal": True}, ValueError, "causal=True with feature_map='softmax'"),
         ({"eps": -1.0}, ValueError, "eps=-1.0"),
         ({"decay": torch.ones(2)}, ValueError, "decay is given with causal=False"),
         ({"decay": torch.ones(3), "causal": True}, ValueError, "decay is \\(3,\\)"),
