@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from zoo.backbones.base import Backbone
 from zoo.layers.class_attention import ClassAttention
+from zoo.layers.context_broadcast import ContextBroadcast
 from zoo.layers.drop_path import DropPath
 from zoo.layers.mlp import Mlp
 from zoo.layers.padding import pad_chw, to_pair
@@ -37,6 +38,7 @@ class HostBlock(nn.Module):
         drop_path: probability of dropping a branch for an image, in training.
         position_encoding: add a convolutional position encoding first.
         prefix: whether :meth:`forward` gets prefix tokens; a mixer that defines none gets class attention beside it.
+        context_broadcast: add the mean over all tokens at the end of the MLP, "cb" or "cb_s" (arXiv:2210.08457).
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class HostBlock(nn.Module):
         drop_path: float = 0.0,
         position_encoding: bool = False,
         prefix: bool = False,
+        context_broadcast: str | None = None,
     ):
         super().__init__()
         self.cpe = ConvPositionEncoding(dim) if position_encoding else None
@@ -57,7 +60,16 @@ class HostBlock(nn.Module):
         self.class_attn = ClassAttention(dim, num_heads) if prefix and not self.attn.takes_prefix else None
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.broadcast = ContextBroadcast(dim, context_broadcast) if context_broadcast is not None else None
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else None
+
+    def _mlp(self, x: Tensor, prefix: Tensor | None = None) -> Any:
+        """The MLP's branch of the map, with ``prefix`` the pair of map and prefix."""
+        x = self.mlp(self.norm2(x))
+        if prefix is None:
+            return x if self.broadcast is None else self.broadcast(x)
+        prefix = self.mlp(self.norm2(prefix))
+        return (x, prefix) if self.broadcast is None else self.broadcast(x, prefix)
 
     def _keep(self, x: Tensor) -> Tensor | float:
         """What a branch is multiplied by, ``[B, 1, 1, 1]``: drop path, the same for map and prefix."""
@@ -71,7 +83,7 @@ class HostBlock(nn.Module):
             x = self.cpe(x)
         if prefix is None:
             x = x + self._scaled(self.attn(self.norm1(x)), self._keep(x))
-            return x + self._scaled(self.mlp(self.norm2(x)), self._keep(x))
+            return x + self._scaled(self._mlp(x), self._keep(x))
         keep = self._keep(x)
         if self.class_attn is None:
             y, p = self.attn(self.norm1(x), self.norm1(prefix))
@@ -82,8 +94,8 @@ class HostBlock(nn.Module):
             p = self.class_attn(self.norm1(prefix), self.norm1(x))
         prefix = prefix + self._scaled(p, keep)
         keep = self._keep(x)
-        x = x + self._scaled(self.mlp(self.norm2(x)), keep)
-        return x, prefix + self._scaled(self.mlp(self.norm2(prefix)), keep)
+        y, p = self._mlp(x, prefix)
+        return x + self._scaled(y, keep), prefix + self._scaled(p, keep)
 
     @staticmethod
     def _scaled(branch: Tensor, keep: Tensor | float) -> Tensor:
@@ -145,6 +157,7 @@ class ViT(_Host):
         drop_path_rate: stochastic depth of the last block; from 0 it grows linearly over the blocks.
         out_indices: blocks whose maps are given; the last by default.
         frozen_stages: patch embedding (0) and blocks (1 ...) that are not trained; -1 for none.
+        context_broadcast: add the mean over all tokens at the end of each MLP, "cb" or "cb_s" (arXiv:2210.08457).
     """
 
     def __init__(
@@ -162,6 +175,7 @@ class ViT(_Host):
         drop_path_rate: float = 0.0,
         out_indices: Sequence[int] | None = None,
         frozen_stages: int = -1,
+        context_broadcast: str | None = None,
     ):
         super().__init__()
         self._describe(
@@ -182,7 +196,17 @@ class ViT(_Host):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token and num_classes else None
         self.no_decay = ("cls_token",) if self.cls_token is not None else ()
         self.blocks = nn.ModuleList(
-            HostBlock(dim, num_heads, mixer, grid, mlp_ratio, rate, prefix=self.cls_token is not None) for rate in rates
+            HostBlock(
+                dim,
+                num_heads,
+                mixer,
+                grid,
+                mlp_ratio,
+                rate,
+                prefix=self.cls_token is not None,
+                context_broadcast=context_broadcast,
+            )
+            for rate in rates
         )
         self._make_head(num_classes)
         if self.cls_token is not None:
@@ -271,6 +295,7 @@ class Pyramid(_Host):
         drop_path_rate: stochastic depth of the last block; from 0 it grows linearly over the blocks.
         out_indices: stages whose maps are given; all by default.
         frozen_stages: stem (0) and stages (1 ...) that are not trained; -1 for none.
+        context_broadcast: add the mean over all tokens at the end of each MLP, "cb" or "cb_s" (arXiv:2210.08457).
     """
 
     stages: Any  # ModuleList of ModuleLists of HostBlock
@@ -289,6 +314,7 @@ class Pyramid(_Host):
         drop_path_rate: float = 0.0,
         out_indices: Sequence[int] | None = None,
         frozen_stages: int = -1,
+        context_broadcast: str | None = None,
     ):
         super().__init__()
         stages = len(dims)
@@ -315,7 +341,16 @@ class Pyramid(_Host):
             grid = (-(-height // stride), -(-width // stride))
             self.stages.append(
                 nn.ModuleList(
-                    HostBlock(dim, heads, spec, grid, mlp_ratio, next(rates), position_encoding=True)
+                    HostBlock(
+                        dim,
+                        heads,
+                        spec,
+                        grid,
+                        mlp_ratio,
+                        next(rates),
+                        position_encoding=True,
+                        context_broadcast=context_broadcast,
+                    )
                     for _ in range(depth)
                 )
             )
