@@ -357,3 +357,16 @@ def test_halo_errors(change: dict, words: str) -> None:
     call = {"block_size": 3, "halo_size": 1} | {name: torch.zeros(1, 6, 6, 2, 4) for name in "qkv"} | change
     with pytest.raises(ValueError, match=words):
         halo_attention(call.pop("q"), call.pop("k"), call.pop("v"), **call)
+
+
+def test_autocast_takes_a_float32_bias() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 6, 7, 2, 8, generator=generator).bfloat16() for _ in range(3))
+    bias = torch.randn(2, 5, 5, generator=generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = neighborhood_attention(q, k, v, kernel_size=3, bias=bias)
+    expected = neighborhood_attention(q.float(), k.float(), v.float(), kernel_size=3, bias=bias)
+    assert out.dtype == torch.bfloat16
+    assert (out.float() - expected).norm() < 0.02 * expected.norm()
+    with pytest.raises(TypeError, match="bias"):
+        neighborhood_attention(q, k, v, kernel_size=3, bias=bias)

@@ -190,7 +190,8 @@ def _check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
 
 
 def _check_same(name: str, tensor: torch.Tensor, q: torch.Tensor) -> None:
-    if tensor.dtype != q.dtype or tensor.device != q.device:
+    # Under autocast the operator brings all inputs to one dtype.
+    if (tensor.dtype != q.dtype and not OPERATOR.autocasts(q)) or tensor.device != q.device:
         raise TypeError(f"{name} is {tensor.dtype} on {tensor.device}: it must be as q, {q.dtype} on {q.device}")
 
 
