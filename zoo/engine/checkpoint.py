@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 
 from zoo.files import save_atomically, write_file
 from zoo.weights.checkpoint import CheckpointError
+from zoo.weights.inert import Inert
 
 #: Values of a logged quantity that a checkpoint keeps; the longest smoothing windows are far shorter.
 LOGGED = 10_000
@@ -172,7 +174,10 @@ def history_buffer(value: Any) -> HistoryBuffer:
     """The log history that :func:`plain` wrote down, or a ready one from a checkpoint of mmengine's."""
     if isinstance(value, HistoryBuffer):
         return value
-    buffer = HistoryBuffer(max_length=value["max_length"])
-    buffer._log_history = value["log_history"].numpy()
-    buffer._count_history = value["count_history"].numpy()
+    if isinstance(value, Inert):  # as mmengine pickles it, read without importing it
+        log, count, length = value._log_history, value._count_history, value.max_length
+    else:
+        log, count, length = value["log_history"].numpy(), value["count_history"].numpy(), value["max_length"]
+    buffer = HistoryBuffer(max_length=int(length))
+    buffer._log_history, buffer._count_history = np.asarray(log), np.asarray(count)
     return buffer

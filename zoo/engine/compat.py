@@ -7,8 +7,8 @@ What is here, why, and when it can go:
   that asks lazily.
 - mmengine calls ``torch.load`` without ``weights_only``: since torch 2.6 that refuses mmengine's own checkpoints
   (``HistoryBuffer``, numpy scalars). Our runner reads every checkpoint through
-  :func:`zoo.weights.checkpoint.read_checkpoint`, which has an explicit allow-list, and never reaches mmengine's
-  loader. mmengine's main branch has its own answer; goes with 0.11.
+  :func:`zoo.weights.checkpoint.read_checkpoint`, which makes data of them, and never reaches mmengine's loader.
+  mmengine's main branch has its own answer; goes with 0.11.
 - ``init_dist(launcher="pytorch")`` calls ``torch.cuda.set_device`` without a GPU: :func:`init_process_group`.
 - ``MMDistributedDataParallel`` is built with ``device_ids`` on the CPU as well: :func:`ddp_arguments`.
 - ``AmpOptimWrapper`` refuses the CPU and uses ``torch.cuda.amp``: our :class:`AmpOptimWrapper`.
