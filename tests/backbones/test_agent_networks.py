@@ -9,7 +9,9 @@ from torch import nn
 from zoo.backbones.agent_cswin import AgentCSWin
 from zoo.backbones.agent_deit import AgentDeiT
 from zoo.backbones.agent_pvt import AgentPVT
-from zoo.backbones.agent_swin import AgentSwin, block_kinds, swin_mask
+from zoo.backbones.agent_swin import AgentSwin
+from zoo.backbones.hybrid_base import block_kinds
+from zoo.backbones.hybrid_swin import swin_mask
 from zoo.registry import MODELS, build
 from zoo.weights.importers import agent_attention as importer
 

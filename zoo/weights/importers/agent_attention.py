@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.backbones.agent_swin import swin_mask
+from zoo.backbones.hybrid_swin import swin_mask
 from zoo.layers.relative_position import relative_position_index
 from zoo.weights.importers._official import KeyMap, layer_norm_eps, official_arguments, refuse
 
