@@ -172,12 +172,13 @@ class RelationalAttention(Mixer):
         assert self.distances is not None
         H, W = size
         weights = weights.unflatten(3, size).unflatten(2, size)  # [B, h, H, W, H, W]
+        table = self.symbol_out(self.distances)  # [2, distances, h * d]
         total = None
         # Distances along an axis see the weights summed over the other axis.
         for axis, (length, equation) in enumerate(((H, "bhxyu,xuhd->bhxyd"), (W, "bhxyu,yuhd->bhxyd"))):
             places = torch.arange(length, device=weights.device)
             index = (places[None] - places[:, None]).clamp(-self.max_distance, self.max_distance) + self.max_distance
-            symbols = self.symbol_out(self.distances[axis])[index]  # [length, length, h * d]
+            symbols = table[axis][index]  # [length, length, h * d]
             symbols = symbols.unflatten(2, (self.num_relational, self.head_dim)).to(weights.dtype)
             part = torch.einsum(equation, weights.sum(5 - axis), symbols)
             total = part if total is None else total + part
