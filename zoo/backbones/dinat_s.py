@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.backbones.dinat import alternating
-from zoo.backbones.nat import Level, NATBlock, NATTrunk, checked_dilations
+from zoo.backbones.level_trunk import Level
+from zoo.backbones.nat import NATBlock, NATTrunk, checked_dilations
 from zoo.layers.patch_conv import PatchConv
 from zoo.layers.patch_merging import PatchMerging
 from zoo.layers.stages import drop_path_rates

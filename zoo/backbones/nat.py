@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.backbones.base import Backbone
+from zoo.backbones.level_trunk import Level, LevelTrunk
 from zoo.layers.drop_path import DropPath
 from zoo.layers.mlp import Mlp
 from zoo.layers.stages import drop_path_rates
@@ -95,87 +95,21 @@ class ConvDownsampler(nn.Module):
         return self.norm(self.reduction(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
-class Level(nn.Module):
-    """The blocks of a stage, and the downsampling to the next (None after the last)."""
+class NATTrunk(LevelTrunk):
+    """What the NAT family shares: after the levels a norm, the mean over the map and a linear layer."""
 
-    def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None):
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.downsample = downsample
-
-
-class NATTrunk(Backbone):
-    """What the NAT family shares: a patch embedding, levels of blocks, norm, mean and a linear layer."""
-
-    patch_embed: nn.Module
-    levels: Any  # ModuleList of Level
-
-    def _finish(self, depths: Sequence[int], norm_eps: float) -> None:
-        """Add the head and initialise as the authors do."""
-        self.depths = tuple(depths)
+    def _finish(self, depths: Sequence[int], norm_eps: float = 1e-5) -> None:
         self.norm_eps = norm_eps
-        self._make_head()
-        self.apply(_init_weights)
-        self.freeze()
+        super()._finish(depths)
 
     def _make_head(self) -> None:
         self.norm = nn.LayerNorm(self.num_features, eps=self.norm_eps) if self.num_classes else None
         self.head = nn.Linear(self.num_features, self.num_classes) if self.num_classes else None
 
-    def forward_trunk(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        maps = []
-        x = self.patch_embed(x)  # [B, H, W, C] from here on
-        for level in self.levels:
-            for block in level.blocks:
-                x = self.run_block(block, x)
-            maps.append(x.permute(0, 3, 1, 2))
-            if level.downsample is not None:
-                x = level.downsample(x)
-        return maps, x
-
     def forward_head(self, trunk: Tensor) -> Tensor:
         if self.norm is None or self.head is None:
             return trunk.mean((1, 2))
         return self.head(self.norm(trunk).mean((1, 2)))
-
-    def reset_classifier(self, num_classes: int) -> None:
-        if num_classes < 0:
-            raise ValueError(f"num_classes={num_classes}: accepted are 0 (features) and above")
-        norm, like = self.norm, next(self.parameters())
-        self.num_classes = num_classes
-        self._make_head()
-        if self.norm is not None and self.head is not None:
-            self.norm = norm if norm is not None else self.norm.to(like.device, like.dtype)
-            _init_weights(self.head.to(like.device, like.dtype))
-
-    def stage_modules(self) -> list[list[nn.Module]]:
-        stages: list[list[nn.Module]] = [[self.patch_embed]]
-        before: list[nn.Module] = []  # a downsampling belongs to the stage that it leads to
-        for level in self.levels:
-            stages.append([*before, level.blocks])
-            before = [] if level.downsample is None else [level.downsample]
-        return stages
-
-    def num_layers(self) -> int:
-        return sum(self.depths) + 2
-
-    def layer_id(self, name: str) -> int:
-        part, *rest = name.split(".")
-        if part == "patch_embed":
-            return 0
-        if part != "levels":
-            return self.num_layers() - 1
-        level = int(rest[0])
-        if rest[1] == "downsample":
-            return sum(self.depths[: level + 1]) + 1
-        return sum(self.depths[:level]) + int(rest[2]) + 1
-
-
-def _init_weights(m: nn.Module) -> None:
-    if isinstance(m, nn.Linear):
-        nn.init.trunc_normal_(m.weight, std=0.02)
-        if m.bias is not None:
-            nn.init.zeros_(m.bias)
 
 
 def checked_dilations(dilations: Sequence[Sequence[int]] | None, depths: Sequence[int]) -> list[list[int]]:
