@@ -91,10 +91,12 @@ def test_gradient_reaches_every_parameter(name, num_classes):
     generator = torch.Generator().manual_seed(2)
     out = (out,) if num_classes else out
     sum((m * torch.randn(m.shape, generator=generator)).sum() for m in out).backward()
-    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-    assert without == []
+    # Constants that count among the parameters, because they do in the authors' checkpoints, are not trained.
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    assert len(trained) > 0.8 * len(list(model.parameters()))
+    assert [n for n, p in trained if p.grad is None or not p.grad.isfinite().all()] == []
     # A bias of keys shifts all logits of a row alike, so single zero rows are right; a whole zero tensor is not.
-    assert [n for n, p in model.named_parameters() if p.grad.abs().max() == 0] == []
+    assert [n for n, p in trained if p.grad.abs().max() == 0] == []
 
 
 @pytest.mark.parametrize("name", NANO)
@@ -167,7 +169,7 @@ def test_gradient_checkpointing_changes_nothing(name):
         model.set_grad_checkpointing(enable)
         model.load_state_dict(make(name).state_dict())  # normalisation statistics as well
         loss_of(model, x).backward()
-        grads.append([p.grad.clone() for p in model.parameters()])
+        grads.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
     torch.testing.assert_close(grads[0], grads[1])
 
 
