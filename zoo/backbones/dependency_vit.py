@@ -154,8 +154,9 @@ class DependencyViT(Backbone):
         self.blocks = nn.ModuleList(DependencyBlock(embed_dim, num_heads, mlp_ratio, qkv_bias, rate) for rate in rates)
         self.head = MessageHead(embed_dim, num_classes) if num_classes else None
         init_linear(self)
-        for block in self.blocks:
-            block.attn.open_controller()
+        for module in self.modules():
+            if isinstance(module, ReversedAttention):
+                module.open_controller()
         self.freeze()
 
     def kept(self, tokens: int, times: int) -> int:

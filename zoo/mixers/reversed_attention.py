@@ -46,12 +46,14 @@ class ReversedAttention(SequenceMixer):
         self.head_selector = nn.Linear(dim, num_heads, bias=False)
         hidden = max(1, dim // 2)
         self.message_controller = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, 1))
-        self.proj = nn.Linear(dim, dim)
         self.open_controller()
+        self.proj = nn.Linear(dim, dim)
 
     def open_controller(self) -> None:
         """Start with nearly everything sent, so that what passes a stack of blocks does not vanish at first."""
-        nn.init.constant_(self.message_controller[-1].bias, 4.0)
+        last = self.message_controller[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.constant_(last.bias, 4.0)
 
     def messages(self, tokens: Tensor) -> Tensor:
         """How much each token sends, ``[B, N, 1]`` between 0 and 1."""
