@@ -11,7 +11,7 @@ from zoo.weights.load import LoadReport, load_weights
 
 if TYPE_CHECKING:
     from zoo.backbones.base import Backbone
-    from zoo.classification.inference import Prediction
+    from zoo.inference.results import Result, Results
 
 __all__ = ["LoadReport", "create_model", "list_mixers", "list_models", "load_weights", "predict"]
 
@@ -32,7 +32,8 @@ def create_model(
     Args:
         name: one of :func:`list_models`.
         pretrained: load the weights that the index knows for this model.
-        weights: a checkpoint file to load instead; a classifier of another size is then left as initialised.
+        weights: a checkpoint file to load instead. Tables of positions, and an input layer, of another size are
+            adapted; a classifier of another size is left as initialised.
         num_classes: size of the classifier; 0 for none (calling the model gives maps); None for the model's own.
         features_only: give a tuple of maps ``[B, C_i, H/s_i, W/s_i]``; ``out_channels`` and ``strides`` describe them.
         out_indices: which stages those maps are of; all by default.
@@ -65,21 +66,8 @@ def create_model(
 
         weights = resolve_weights(name)
     if weights is not None:
-        _load_adapted(model, weights)
+        load_weights(model, weights, adapt=True)
     return model
-
-
-def _load_adapted(model: Backbone, weights: str | os.PathLike[str]) -> None:
-    """Load weights of which only the classifier may differ."""
-    from zoo.weights.checkpoint import CheckpointError
-
-    report = load_weights(model, weights, strict=False)
-    head = {n for n, _ in model.named_parameters() if model.layer_id(n) == model.num_layers() - 1}
-    left = [k for k in (*report.missing, *report.mismatched) if k not in head]
-    # A model without a classifier leaves the checkpoint's unused; no other key may be left over.
-    left += [] if model.num_classes == 0 else report.unexpected
-    if left:
-        raise CheckpointError(f"the checkpoint is of another model than {type(model).__name__}\n{report}")
 
 
 def list_models(pattern: str = "*", **meta: Any) -> list[str]:
@@ -92,8 +80,25 @@ def list_mixers(pattern: str = "*") -> list[str]:
     return MIXERS.names(pattern)
 
 
-def predict(model: Any, images: Any, **kwargs: Any) -> Iterator[Prediction]:
-    """Predictions of a model on images; see :func:`zoo.classification.inference.predict`."""
-    from zoo.classification.inference import predict as run
+def predict(
+    model: Any, images: Any, *, weights: str | os.PathLike[str] | None = None, **options: Any
+) -> Results[Any] | Iterator[Result]:
+    """Predictions of a model on images: a list of the task's typed results, one an image, in order.
 
-    return run(model, images, **kwargs)
+    Args:
+        model: a model name, a config (name or file), a file that ``zoo export`` wrote, a model, or a predictor.
+        images: a path of an image or a video, a folder, a glob pattern, an address (``allow_urls=True``), bytes of a
+            file, a PIL image, an array ``[H, W, C]``, a tensor ``[C, H, W]``, batches of these, or an iterable of any
+            of them (:mod:`zoo.inference.sources`, :mod:`zoo.inference.arrays`).
+        weights: checkpoint file; for a name without it, the weights that the index knows.
+        **options: of loading: ``device``, ``amp``, ``compile``, ``classes``, ``size``, ``runtime``
+            (:func:`zoo.inference.load.load_predictor`); of the call: ``batch_size``, ``stream``, ``on_error``,
+            ``keep_images``, ``workers`` (:meth:`zoo.inference.pipeline.Predictor.__call__`), ``allow_urls``,
+            ``frames`` ... (:class:`zoo.inference.sources.SourceOptions`); of the task: ``topk``.
+
+    Returns:
+        A list of results; with ``stream=True`` an iterator that reads images as results are taken.
+    """
+    from zoo.inference.load import predict as run
+
+    return run(model, images, weights=weights, **options)

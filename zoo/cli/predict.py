@@ -1,63 +1,108 @@
-"""``zoo predict``: classes of images, as a table, JSON lines and pictures."""
+"""``zoo predict``: what a model says of images and videos, as text, JSON lines and pictures."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from zoo.cli.output import track
 
-HELP = "predict images: files, folders or patterns; JSON and pictures"
+HELP = "predict images and videos: files, folders, patterns, addresses; JSON lines and pictures"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model_or_config", help="model name, config name or config file")
-    parser.add_argument("images", nargs="+", help="files, folders, glob patterns")
+    parser.add_argument("model_or_config", help="model name, config name or file, or a file that zoo export wrote")
+    parser.add_argument("images", nargs="+", help="files, folders, glob patterns, videos; addresses with --allow-urls")
     parser.add_argument("--weights", help="checkpoint file (default: what the index knows for the model)")
+    parser.add_argument(
+        "--runtime", default="auto", help="eager, or onnx, torch-export, aoti for exported files (default: by the file)"
+    )
     parser.add_argument("--out", help="folder for predictions.jsonl and the pictures")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--topk", type=int, default=5, help="best classes to name (default 5)")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
+    parser.add_argument(
+        "--amp", nargs="?", const="bfloat16", default=False, help="autocast: bfloat16 (default) or float16"
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
+    parser.add_argument("--size", type=int, help="image side in pixels (default: the model's)")
+    parser.add_argument("--workers", type=int, help="threads that decode and prepare (default: CPU cores, 8 at most)")
+    parser.add_argument("--frames", choices=("first", "all"), default="first", help="of animations and TIFF pages")
+    parser.add_argument("--video-stride", type=int, default=1, help="take every n-th frame of a video")
+    parser.add_argument("--allow-urls", action="store_true", help="fetch http and https addresses")
+    parser.add_argument(
+        "--on-error",
+        choices=("report", "skip", "raise"),
+        default="report",
+        help="images that cannot be read: say so and go on (default), leave out, or stop",
+    )
     parser.add_argument("--no-pictures", action="store_true", help="only JSON")
+    parser.add_argument("--coco", help="file to write all results to as a COCO results file")
     parser.add_argument("--json", action="store_true", help="print JSON lines instead of text")
 
 
 def run(args: argparse.Namespace) -> int:
-    from zoo.classification.inference import expand, load_predictor
-    from zoo.files import write_file
+    import json
 
-    files = [item for _, item in expand(args.images)]
-    predictor = load_predictor(args.model_or_config, args.weights, device=args.device, amp=args.amp)
+    from zoo.files import save_atomically, write_file
+    from zoo.inference.load import load_predictor
+    from zoo.inference.results import picture_name
+    from zoo.inference.sources import count
+
+    paths = [p for p in args.images if "://" not in p]
+    total = count(args.images) if paths else len(args.images)  # before the model is loaded: a wrong path fails at once
+    names = ("device", "amp", "compile", "size", "runtime")
+    predictor = load_predictor(
+        args.model_or_config, args.weights, **{n: getattr(args, n) for n in names if _given(args, n)}
+    )
     out = Path(args.out) if args.out else None
     pictures = out is not None and not args.no_pictures
-    results = predictor(files, batch_size=args.batch_size, topk=args.topk, on_error="report", keep_images=pictures)
-    lines, failed = [], 0
-    for number, result in enumerate(track(results, "predicting", total=len(files))):
-        lines.append(json.dumps(result.to_dict()))
-        if args.json:
-            print(lines[-1], flush=True)
-        elif result.error:
-            print(f"{result.source}: {result.error}", file=sys.stderr)
-        else:
-            print(f"{result.source}\t{result.name}\t{result.score:.4f}", flush=True)
-        failed += result.error is not None
-        if out is not None and result.image is not None:
-            _draw(result, out / f"{number:05d}_{Path(result.source).stem}.png", args.topk)
-    if out is not None:
-        write_file(out / "predictions.jsonl", "".join(f"{x}\n" for x in lines))
-        print(f"{len(lines)} predictions are in {out}", file=sys.stderr)
-    if failed:
-        print(f"{failed} of {len(lines)} images could not be read", file=sys.stderr)
-    return 1 if failed else 0
+    call = ("batch_size", "topk", "on_error", "workers", "frames", "video_stride", "allow_urls")
+    results = predictor(
+        args.images, stream=True, keep_images=pictures, **{n: getattr(args, n) for n in call if _given(args, n)}
+    )
+    state = {"lines": 0, "failed": 0}
+    entries: list[dict] = []
+
+    def each(write) -> None:
+        for number, result in enumerate(track(results, "predicting", total=total)):
+            write((result.to_json() + "\n").encode())
+            state["lines"] += 1
+            state["failed"] += result.error is not None
+            if args.json:
+                print(result.to_json(), flush=True)
+            elif result.error:
+                print(f"{result.source}: {result.error}", file=sys.stderr)
+            else:
+                print(_line(result), flush=True)
+            if args.coco:
+                entries.extend(result.to_coco(number))
+            if pictures and out is not None and result.error is None:
+                result.save(out / picture_name(number, result))
+
+    if out is None:
+        each(lambda line: None)
+    else:
+        save_atomically(out / "predictions.jsonl", lambda file: each(file.write))
+        print(f"{state['lines']} predictions are in {out}", file=sys.stderr)
+    if args.coco:
+        write_file(args.coco, json.dumps(entries) + "\n")
+    if state["failed"]:
+        print(f"{state['failed']} of {state['lines']} images could not be read", file=sys.stderr)
+    return 1 if state["failed"] else 0
 
 
-def _draw(result, path: Path, topk: int) -> None:
-    from zoo.viz.predictions import Prediction, save_predictions
+def _given(args: argparse.Namespace, name: str) -> bool:
+    return getattr(args, name) not in (None, False)
 
-    names, scores = zip(*result.top)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Prediction(result.image, names, scores, title=Path(result.source).name)
-    save_predictions([picture], path, columns=1, topk=topk)
+
+def _line(result) -> str:
+    frame = "" if result.frame is None else f"#{result.frame}"
+    best = result.rows()[0] if result.rows() else {}
+    return "\t".join(
+        [
+            result.source + frame,
+            *(f"{best[k]:.4f}" if k == "score" else str(best[k]) for k in ("name", "score") if k in best),
+        ]
+    )

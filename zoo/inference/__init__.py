@@ -1,0 +1,1 @@
+"""What predictions of all tasks share: sources of images, the pipeline around the network, results."""
