@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from zoo.layers.padding import pad_hwc
-from zoo.layers.windows import window_partition, window_reverse
 from zoo.mixers.agent import AgentAttention
-from zoo.mixers.base import row_normalised
+from zoo.mixers.unmasked_windows import UnmaskedWindows
 from zoo.registry import register_mixer
 
 
 @register_mixer(name="agent_window")
-class AgentWindowAttention(AgentAttention):
+class AgentWindowAttention(UnmaskedWindows, AgentAttention):
     """Agent attention inside windows that tile the map, which may be shifted against it.
 
-    As in the authors' networks a shift is cyclic and nothing is masked: a window at the border gathers tokens from
-    opposite sides of the map, which attend each other. A map that the windows do not tile is padded with zeros at the
-    bottom and right, before the projection; along an axis that fits into one window, the window is that axis, without
-    shift.
+    See :class:`~zoo.mixers.unmasked_windows.UnmaskedWindows`.
 
     Args:
         dim: channels C.
@@ -44,54 +36,6 @@ class AgentWindowAttention(AgentAttention):
         qkv_bias: bool = True,
         whole_map: bool = False,
     ):
-        if window_size < 1:
-            raise ValueError(f"window_size={window_size}: accepted are numbers from 1")
-        if not 0 <= shift_size < window_size:
-            raise ValueError(f"shift_size={shift_size}: accepted are 0 to less than window_size={window_size}")
-        super().__init__(dim, num_heads, num_agents, (window_size, window_size), qkv_bias)
+        self.check_windows(window_size, shift_size)
+        AgentAttention.__init__(self, dim, num_heads, num_agents, (window_size, window_size), qkv_bias)
         self.window_size, self.shift_size, self.whole_map = window_size, shift_size, whole_map
-
-    def _window(self, length: int) -> tuple[int, int]:
-        """Window and shift along an axis of ``length``."""
-        if self.whole_map or length <= self.window_size:
-            return length, 0
-        return self.window_size, self.shift_size
-
-    def forward(self, x: Tensor, prefix: Tensor | None = None) -> Tensor:
-        self._check(x, prefix)
-        H, W = x.shape[1:3]
-        (wh, sh), (ww, sw) = self._window(H), self._window(W)
-        x = pad_hwc(x, (wh, ww))
-        height, width = x.shape[1:3]
-        if sh or sw:
-            x = torch.roll(x, (-sh, -sw), (1, 2))
-        windows = window_partition(x, (wh, ww)).flatten(1, 2)  # [B * windows, wh * ww, C]
-        windows = self.forward_tokens(windows, (wh, ww)).unflatten(1, (wh, ww))
-        x = window_reverse(windows, height, width)
-        if sh or sw:
-            x = torch.roll(x, (sh, sw), (1, 2))
-        return x[:, :H, :W]
-
-    @torch.no_grad()
-    def attention_map(self, x: Tensor) -> Tensor:
-        """``[B, heads, H*W, H*W]``: zero outside the window; what padded tokens took is shared out over the row."""
-        self._check(x)
-        B, H, W, _ = x.shape
-        (wh, sh), (ww, sw) = self._window(H), self._window(W)
-        x = torch.roll(pad_hwc(x, (wh, ww)), (-sh, -sw), (1, 2))
-        Hp, Wp = x.shape[1:3]
-        inside = super().attention_map(window_partition(x, (wh, ww)))  # [B * windows, heads, n, n], n = wh * ww
-        inside = inside.unflatten(0, (B, -1)).transpose(1, 2)  # [B, heads, windows, n, n]
-        position = torch.arange(Hp * Wp, device=x.device).reshape(1, Hp, Wp, 1)
-        position = window_partition(torch.roll(position, (-sh, -sw), (1, 2)), (wh, ww)).flatten(1)  # [windows, n]
-        maps = inside.new_zeros(B, self.num_heads, Hp * Wp, Hp * Wp)
-        maps[:, :, position[:, :, None], position[:, None, :]] = inside
-        maps = maps.unflatten(3, (Hp, Wp)).unflatten(2, (Hp, Wp))[:, :, :H, :W, :H, :W]  # [B, heads, H, W, H, W]
-        return row_normalised(maps.flatten(4).flatten(2, 3))
-
-    def flops(self, height: int, width: int) -> int:
-        wh, ww = self._window(height)[0], self._window(width)[0]
-        return -(-height // wh) * -(-width // ww) * super().flops(wh, ww)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, window_size={self.window_size}, shift_size={self.shift_size}"
