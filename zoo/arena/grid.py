@@ -50,7 +50,7 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int = 6
     batch_size: int = 32
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     image_size: int = 28
     data: str | None = None
     max_train: int = 5000

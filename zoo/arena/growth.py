@@ -20,7 +20,7 @@ DIM, HEADS = 64, 4
 #: Largest exponent of a mixer that claims to be linear: 1, and what caches and fixed costs may add.
 LINEAR = 1.15
 
-_SECONDS = 4.0  # of measuring after the first round
+_SECONDS = 2.5  # of measuring after the first round
 _ROUNDS = 7
 
 
@@ -74,11 +74,11 @@ def cpu_times(
                 skipped[tokens] = f"skipped: attention of {matrix:.0f} MiB is above the limit of {memory_limit:g} MiB"
             else:
                 times[tokens] = seconds(tokens)
-        for _ in range(_ROUNDS):
+        for done in range(1, _ROUNDS):
             started = time.process_time()
             for tokens in times:
                 times[tokens] = min(times[tokens], seconds(tokens))
-            if (time.process_time() - started) * (_ + 2) > _SECONDS:
+            if (time.process_time() - started) * (done + 1) > _SECONDS:
                 break
     return {**times, **skipped}
 

@@ -25,7 +25,7 @@ from zoo.arena.grid import Job, Settings, build_host
 from zoo.arena.store import Row
 
 _WARM_UP = 64  # pixels
-_SECONDS = 0.5  # of repetitions for each size
+_SECONDS = 0.4  # of repetitions for each size
 _MIB = 2**20
 
 

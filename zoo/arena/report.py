@@ -162,11 +162,12 @@ def markdown(store: Store, pictures: list[str]) -> str:
         "# Arena",
         "",
         f"Measured on {machine.get('cpu', 'an unknown CPU')}, torch {machine.get('torch', '?')}, "
-        f"{machine.get('date', '?')}; {recipe.get('threads', 1)} thread(s) a job. Every mixer with its default",
-        f"settings, in the same hosts, trained by one recipe on {data} ({recipe.get('image_size')} px, "
-        f"{recipe.get('epochs')} epochs, seeds {', '.join(map(str, recipe.get('seeds', [])))}): this compares mixers",
-        "with each other and says nothing about ImageNet. Cost is measured in wider hosts of the same shape, one image",
-        "a time. Accuracies are means over seeds with their standard deviation. This page is written by `zoo compare`.",
+        f"{machine.get('date', '?')}; {recipe.get('threads', 1)} thread(s) a job.",
+        f"Every mixer with its default settings, in the same hosts, trained by one recipe on {data}",
+        f"({recipe.get('image_size')} px, {recipe.get('epochs')} epochs, seeds "
+        f"{', '.join(map(str, recipe.get('seeds', [])))}): this compares mixers with each other and says nothing",
+        "about ImageNet. Cost is measured in wider hosts of the same shape, one image a time. Accuracies are means",
+        "over seeds with their standard deviation. This page is written by `zoo compare`.",
     ]
     page += [f"\n![{Path(name).stem.replace('_', ' ')}]({name})" for name in pictures]
     sizes = recipe.get("sizes", [])

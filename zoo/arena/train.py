@@ -1,6 +1,6 @@
 """Classification in the arena: one recipe for every mixer, on the embedded digits or on the user's images.
 
-AdamW with a cosine schedule after a short warm-up, label smoothing, random shifts (and mirroring, except of digits).
+AdamW with a cosine schedule after a short warm-up, label smoothing; photographs are shifted and mirrored at random.
 The recipe is tuned for no mixer; it says how mixers compare when nobody tunes them.
 """
 
@@ -37,7 +37,7 @@ class Images:
         train_labels, test_labels: int64 ``[N]``.
         corrupted: name -> uint8 ``[severities * N, S, S, 3]``, the severities one after the other.
         classes: how many.
-        mirror: whether a mirrored image is of the same class.
+        augment: whether training images are shifted and mirrored (digits are centred, and mirrored ones are no digits).
     """
 
     train: np.ndarray
@@ -46,7 +46,7 @@ class Images:
     test_labels: np.ndarray
     corrupted: dict[str, np.ndarray]
     classes: int
-    mirror: bool
+    augment: bool
 
 
 @TASKS.register(name="classification")
@@ -100,7 +100,9 @@ def train_once(settings: Settings, host: str, mixer: Any, images: Images, seed: 
         for chosen in torch.randperm(len(inputs), generator=generator).split(settings.batch_size):
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * _schedule(step, steps)
-            x = _augmented((inputs[chosen.to(device)].float() / 255 - mean) / std, images.mirror, generator)
+            x = (inputs[chosen.to(device)].float() / 255 - mean) / std
+            if images.augment:
+                x = _augmented(x, generator)
             loss = F.cross_entropy(model(x), labels[chosen.to(device)], label_smoothing=0.1)
             losses.append(float(loss.detach()))
             if not math.isfinite(losses[-1]):
@@ -137,7 +139,7 @@ def accuracy(model: nn.Module, pixels: np.ndarray, labels: np.ndarray, mean: Ten
 
 def load_images(settings: Settings) -> Images:
     """The images of the settings: digits, or the user's folder (see ``zoo data check`` for its layouts)."""
-    train_set, test_set, mirror = _datasets(settings)
+    train_set, test_set, augment = _datasets(settings)
     train, train_labels = _pixels(train_set, settings.image_size, settings.max_train)
     test, test_labels = _pixels(test_set, settings.image_size, settings.max_test)
     corrupted = {
@@ -146,7 +148,7 @@ def load_images(settings: Settings) -> Images:
         )
         for name in corruption_names()
     }
-    return Images(train, train_labels, test, test_labels, corrupted, train_set.num_classes, mirror)
+    return Images(train, train_labels, test, test_labels, corrupted, train_set.num_classes, augment)
 
 
 def _datasets(settings: Settings) -> tuple[ImageDataset, ImageDataset, bool]:
@@ -188,7 +190,7 @@ def _write(path: Path, images: Images) -> None:
     arrays: dict[str, Any] = {f"corrupted.{name}": pixels for name, pixels in images.corrupted.items()}
     for name in ("train", "train_labels", "test", "test_labels"):
         arrays[name] = getattr(images, name)
-    arrays["classes"], arrays["mirror"] = np.array(images.classes), np.array(images.mirror)
+    arrays["classes"], arrays["augment"] = np.array(images.classes), np.array(images.augment)
     save_atomically(path, lambda file: np.savez(file, **arrays))
 
 
@@ -196,7 +198,7 @@ def _read(path: Path) -> Images:
     with np.load(path, allow_pickle=False) as stored:
         corrupted = {k.partition(".")[2]: stored[k] for k in stored.files if k.startswith("corrupted.")}
         arrays = {k: stored[k] for k in ("train", "train_labels", "test", "test_labels")}
-        return Images(**arrays, corrupted=corrupted, classes=int(stored["classes"]), mirror=bool(stored["mirror"]))
+        return Images(**arrays, corrupted=corrupted, classes=int(stored["classes"]), augment=bool(stored["augment"]))
 
 
 def _to_tensor(pixels: np.ndarray, device: torch.device) -> Tensor:
@@ -211,16 +213,17 @@ def _statistics(pixels: np.ndarray, device: torch.device) -> tuple[Tensor, Tenso
     return tuple(torch.tensor(v, dtype=torch.float32, device=device).view(1, 3, 1, 1) for v in (mean, std))  # type: ignore[return-value]
 
 
-def _augmented(x: Tensor, mirror: bool, generator: torch.Generator) -> Tensor:
-    """Shift the batch [B, 3, S, S] by up to an eighth of the side, and mirror half of the images."""
-    reach, side = x.shape[-1] // 8, x.shape[-1]
-    if reach:
-        dy, dx = torch.randint(0, 2 * reach + 1, (2,), generator=generator).tolist()
-        x = F.pad(x, (reach,) * 4, mode="replicate")[:, :, dy : dy + side, dx : dx + side]
-    if mirror:
-        flip = torch.rand(x.shape[0], generator=generator) < 0.5
-        x = torch.where(flip.to(x.device)[:, None, None, None], x.flip(3), x)
-    return x
+def _augmented(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift each image of [B, 3, S, S] by up to an eighth of the side, and mirror half of them."""
+    batch, side = x.shape[0], x.shape[-1]
+    reach = side // 8
+    shift = torch.randint(0, 2 * reach + 1, (2, batch, 1), generator=generator)
+    rows, columns = (shift + torch.arange(side)).to(x.device)  # [B, S] each, places in the padded image
+    x = F.pad(x, (reach,) * 4, mode="replicate")
+    image = torch.arange(batch, device=x.device)[:, None, None]
+    x = x.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    flip = torch.rand(batch, generator=generator) < 0.5
+    return torch.where(flip.to(x.device)[:, None, None, None], x.flip(3), x)
 
 
 def _groups(model: nn.Module) -> list[dict[str, Any]]:

@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--seeds", help="comma-separated (default: 0,1,2)")
     recipe.add_argument("--epochs", type=int, help="default 6")
     recipe.add_argument("--image-size", type=int, help="pixels a side of training images (default 28; 64 with --data)")
+    recipe.add_argument("--max-train", type=int, help="training images at most (default 5000)")
+    recipe.add_argument("--max-test", type=int, help="test images at most (default 1000)")
     recipe.add_argument("--sizes", help="pixels a side that cost is measured at (default: 224,384,512,1024)")
     recipe.add_argument("--severities", help="of the corruptions, 1 to 5 (default: 3)")
     recipe.add_argument("--time-limit", type=float, help="seconds a forward pass may take (default 3)")
@@ -97,7 +99,7 @@ def settings_of(args: argparse.Namespace) -> Any:
     for name in ("seeds", "sizes", "severities"):
         if getattr(args, name) is not None:
             given[name] = _numbers(name, getattr(args, name))
-    for name in ("epochs", "image_size", "time_limit", "memory_limit", "threads"):
+    for name in ("epochs", "image_size", "max_train", "max_test", "time_limit", "memory_limit", "threads"):
         if getattr(args, name) is not None:
             given[name] = getattr(args, name)
     if args.data is not None:
