@@ -1,8 +1,8 @@
 """MoH-ViT: TransNeXt, a pyramid with aggregated attention, whose heads form a mixture.
 
-MoH: Multi-Head Attention as Mixture-of-Head Attention (arXiv 2410.11842); TransNeXt: Robust Foveal Visual Perception for
-Vision Transformers (CVPR 2024, arXiv 2311.17132). Authors' code: github.com/SkyworkAI/MoH (Apache-2.0). Difference: any
-image size is accepted (pooled maps, masks and relative positions follow the map, in units of ``pretrain_size``).
+MoH: Multi-Head Attention as Mixture-of-Head Attention (arXiv 2410.11842); TransNeXt: Robust Foveal Visual Perception
+for Vision Transformers (CVPR 2024, arXiv 2311.17132). Authors' code: github.com/SkyworkAI/MoH (Apache-2.0). Difference:
+any image size is accepted (pooled maps, masks and relative positions follow the map, in units of ``pretrain_size``).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.backbones.hybrid_base import init_linear
 from zoo.backbones.base import Backbone
+from zoo.backbones.hybrid_base import init_linear
 from zoo.layers.depthwise import DepthwiseConv
 from zoo.layers.drop_path import DropPath
 from zoo.layers.stages import drop_path_rates, per_stage

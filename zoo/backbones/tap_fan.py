@@ -1,8 +1,8 @@
 """TAP-FAN: fully attentional networks whose blocks attend to tokens pooled as wide as each asks for.
 
 Robustifying Token Attention for Vision Transformers (ICCV 2023, arXiv 2303.11126); FAN: Understanding The Robustness in
-Vision Transformers (ICML 2022, arXiv 2204.12451). Authors' code: github.com/guoyongcs/TAPADL (MIT). Difference: any map is
-accepted, the authors' must be square. The attentions are recorded for the attention diversification loss.
+Vision Transformers (ICML 2022, arXiv 2204.12451). Authors' code: github.com/guoyongcs/TAPADL (MIT). Difference: any map
+is accepted, the authors' must be square. The attentions are recorded for the attention diversification loss.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.backbones.agent_base import init_linear
 from zoo.backbones.base import Backbone
+from zoo.backbones.hybrid_base import init_linear
 from zoo.layers.class_attention import ClassAttention
 from zoo.layers.convnext_stem import ConvNeXtStem
 from zoo.layers.depthwise import DepthwiseConv
@@ -83,7 +83,8 @@ class HybridEmbed(nn.Module):
 
 
 class ConvMlp(nn.Module):
-    """``fc2(gamma * dw(x) + x)`` with ``x = fc1(x)``, dw two depth-wise convolutions with GELU and BatchNorm between."""
+    """``fc2(gamma * dw(x) + x)`` with ``x = fc1(x)``, dw two depth-wise convolutions with GELU and BatchNorm
+    between."""
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
@@ -104,8 +105,8 @@ class ConvMlp(nn.Module):
 class ChannelProcessing(nn.Module):
     """FAN's channel attention: each channel of a convolutional MLP's result gets one weight; ``[B, H, W, C]``.
 
-    The weight is ``temperature * sigmoid(softmax(q)^T mean(softmax(k)))``, softmaxes over the positions and the mean over
-    the channels of a head (FAN, eq. 8-9).
+    The weight is ``temperature * sigmoid(softmax(q)^T mean(softmax(k)))``, softmaxes over the positions and the mean
+    over the channels of a head (FAN, eq. 8-9).
     """
 
     def __init__(self, dim: int, num_heads: int, hidden: int, qkv_bias: bool, norm_eps: float):
@@ -231,7 +232,7 @@ class TapFan(Backbone):
     Source: TAP-ADL section 3; FAN section 3 and table 1.
     """
 
-    config_parts = {"hybrid": ConvNeXtStem}  # noqa: RUF012 (read only)
+    config_parts = {"hybrid": ConvNeXtStem}
 
     def __init__(
         self,

@@ -1,9 +1,9 @@
 """TAP-RVT: robust vision transformers whose blocks attend to tokens pooled as wide as each asks for.
 
-Robustifying Token Attention for Vision Transformers (ICCV 2023, arXiv 2303.11126); RVT: Towards Robust Vision Transformer
-(CVPR 2022, arXiv 2105.07926). Authors' code: github.com/guoyongcs/TAPADL (MIT). Differences: any map is accepted, the
-authors' must be square; rows and columns that make no whole patch are padded unless ``drop_remainder``. The attentions are
-recorded for the attention diversification loss.
+Robustifying Token Attention for Vision Transformers (ICCV 2023, arXiv 2303.11126); RVT: Towards Robust Vision
+Transformer (CVPR 2022, arXiv 2105.07926). Authors' code: github.com/guoyongcs/TAPADL (MIT). Differences: any map is
+accepted, the authors' must be square; rows and columns that make no whole patch are padded unless ``drop_remainder``.
+The attentions are recorded for the attention diversification loss.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ from zoo.layers.stages import drop_path_rates
 class UnbiasedNorm(nn.Module):
     """Layer norm over the last dimension whose variance has the divisor C - 1.
 
-    The authors' norm took this form wherever its input was not contiguous, which it was in all layers but the first; the
-    published weights are for it.
+    The authors' norm took this form wherever its input was not contiguous, which it was in all layers but the first;
+    the published weights are for it.
     """
 
     def __init__(self, dim: int, eps: float = 1e-6):

@@ -1,7 +1,7 @@
 """Intermediate results that modules hand out for auxiliary losses: attention maps, load-balancing terms.
 
-A module that has something to hand out derives from :class:`Recorder` and calls ``keep`` in its forward pass; nothing is
-kept unless someone asks:
+A module that has something to hand out derives from :class:`Recorder` and calls ``keep`` in its forward pass; nothing
+is kept unless someone asks:
 
 >>> with recording(backbone, "attention") as records:
 ...     logits = backbone(images)

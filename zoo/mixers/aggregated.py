@@ -1,8 +1,8 @@
 """Aggregated attention with a mixture of heads: each query sees its neighbourhood and the pooled map in one softmax.
 
-TransNeXt: Robust Foveal Visual Perception for Vision Transformers (CVPR 2024, arXiv 2311.17132, eq. 1-9), with the gates
-of MoH (arXiv 2410.11842). Authors' code: github.com/SkyworkAI/MoH (Apache-2.0). Difference: any map size is accepted
-(cells of the pooled map and relative positions follow it).
+TransNeXt: Robust Foveal Visual Perception for Vision Transformers (CVPR 2024, arXiv 2311.17132, eq. 1-9), with the
+gates of MoH (arXiv 2410.11842). Authors' code: github.com/SkyworkAI/MoH (Apache-2.0). Difference: any map size is
+accepted (cells of the pooled map and relative positions follow it).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 MoH: Multi-Head Attention as Mixture-of-Head Attention (arXiv 2410.11842, eq. 4-8). Authors' code:
 github.com/SkyworkAI/MoH (Apache-2.0). :class:`MoHAttention` is the full attention of their vision models (TransNeXt's,
-arXiv 2311.17132, section 3.1): queries and keys of unit length, a query embedding, a temperature that follows the number
-of keys, a position bias from a small network.
+arXiv 2311.17132, section 3.1): queries and keys of unit length, a query embedding, a temperature that follows the
+number of keys, a position bias from a small network.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class HeadGates(Recorder):
     """Weight of each head for each token: ``[..., C] -> [..., heads]``, shared heads first.
 
     Shared heads get ``shared * softmax(W_s x)``; of the others the ``routed`` with the highest ``softmax(W_r x)`` get
-    ``routed`` times their share among the chosen, the rest 0. With both kinds each is multiplied by twice the softmax of
-    ``W_h x`` that balances them (eq. 5-7).
+    ``routed`` times their share among the chosen, the rest 0. With both kinds each is multiplied by twice the softmax
+    of ``W_h x`` that balances them (eq. 5-7).
 
     Args:
         dim: channels C.
@@ -46,8 +46,8 @@ class HeadGates(Recorder):
         shared: heads that are always on.
         routed: how many of the others are on.
 
-    Records ``balance``, the load-balancing loss (eq. 8), a number: the mean over the routed heads of (mean probability *
-    mean choice), times their number squared.
+    Records ``balance``, the load-balancing loss (eq. 8), a number: the mean over the routed heads of (mean probability
+    * mean choice), times their number squared.
 
     Raises:
         ValueError: numbers of heads that do not fit.
@@ -63,7 +63,9 @@ class HeadGates(Recorder):
                 f"num_heads={num_heads}"
             )
         if not routed and shared != num_heads:
-            raise ValueError(f"routed_heads=0 leaves shared_heads={shared} of num_heads={num_heads}: all must be shared")
+            raise ValueError(
+                f"routed_heads=0 leaves shared_heads={shared} of num_heads={num_heads}: all must be shared"
+            )
         self.num_heads, self.shared, self.routed = num_heads, shared, routed
         self.shared_gate = nn.Linear(dim, shared, bias=False) if shared > 1 else None
         self.routed_gate = nn.Linear(dim, num_heads - shared, bias=False) if routed else None

@@ -25,7 +25,8 @@ class RecordedAttention(Recorder):
         num_heads: attention heads.
         qkv_bias: bias of the projections to queries, keys and values.
         separate: queries apart from keys and values, as in FAN.
-        mask_size: side of a table ``[heads, side, side]`` whose sigmoid multiplies the logits (position-aware scaling of
+        mask_size: side of a table ``[heads, side, side]`` whose sigmoid multiplies the logits (position-aware scaling
+            of
             RVT, arXiv 2105.07926, eq. 8); 0 for none.
 
     Records ``attention``: ``[B, heads, N, N]`` after the softmax.
@@ -62,7 +63,7 @@ class RecordedAttention(Recorder):
         logits = q.shape[-1] ** -0.5 * q @ k.transpose(-1, -2)
         if self.att_mask is not None:
             N = q.shape[2]
-            if N > self.att_mask.shape[1]:
+            if self.att_mask.shape[1] < N:
                 raise ValueError(
                     f"{N} tokens, but the mask of positions has {self.att_mask.shape[1]}: accepted are smaller images"
                 )
