@@ -1,4 +1,8 @@
-"""What pyramids of levels share (NAT, DiNAT, STViT): the loop over levels, the classifier's parts, the layer groups."""
+"""What the families of the neighbourhood, super token and large-kernel mixers share.
+
+:class:`LevelTrunk` is a pyramid (NAT, DiNAT, STViT), :class:`LayerTrunk` a stack of blocks of one width (isotropic NAT,
+LKCA): the loop over the blocks, the classifier's parts, the layer groups.
+"""
 
 from __future__ import annotations
 
@@ -99,3 +103,25 @@ class LevelTrunk(Backbone):
         if rest[1] == "downsample":
             return sum(self.depths[: level + 1]) + 1
         return sum(self.depths[:level]) + int(rest[2]) + 1
+
+
+class LayerTrunk(LevelTrunk):
+    """A patch embedding, then ``layers`` of one width; every block is a stage."""
+
+    layers: Any  # ModuleList of blocks
+
+    def forward_trunk(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        maps = []
+        x = self.patch_embed(x)  # [B, H, W, C] from here on
+        for block in self.layers:
+            x = self.run_block(block, x)
+            maps.append(x.permute(0, 3, 1, 2))
+        return maps, x
+
+    def stage_modules(self) -> list[list[nn.Module]]:
+        return [[self.patch_embed], *([block] for block in self.layers)]
+
+    def layer_id(self, name: str) -> int:
+        if name.startswith("patch_embed"):
+            return 0
+        return int(name.split(".")[1]) + 1 if name.startswith("layers") else self.num_layers() - 1

@@ -13,15 +13,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from zoo.backbones.dinat_s import PatchEmbed
+from zoo.backbones.level_trunk import LayerTrunk
 from zoo.backbones.nat import NATBlock, NATTrunk
 from zoo.layers.stages import drop_path_rates
 from zoo.registry import register_model, variant
 
 
-class NATIsotropic(NATTrunk):
+class NATIsotropic(LayerTrunk, NATTrunk):
     """Blocks of one width on patches; every block is a stage of stride ``patch_size``.
 
     Args:
@@ -86,22 +87,6 @@ class NATIsotropic(NATTrunk):
             for i in range(depth)
         )
         self._finish((depth,), norm_eps)
-
-    def forward_trunk(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        maps = []
-        x = self.patch_embed(x)  # [B, H, W, C] from here on
-        for block in self.layers:
-            x = self.run_block(block, x)
-            maps.append(x.permute(0, 3, 1, 2))
-        return maps, x
-
-    def stage_modules(self) -> list[list[nn.Module]]:
-        return [[self.patch_embed], *([block] for block in self.layers)]
-
-    def layer_id(self, name: str) -> int:
-        if name.startswith("patch_embed"):
-            return 0
-        return int(name.split(".")[1]) + 1 if name.startswith("layers") else self.num_layers() - 1
 
 
 _BASE = dict(embed_dim=768, num_heads=24, drop_path_rate=0.4)
