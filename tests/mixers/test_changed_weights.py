@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.backbones.hosts import Pyramid, ViT
-from zoo.mixers import neural
+from zoo.mixers import gaussian_adaptive, neural
 from zoo.mixers.cog import CogAttention
 from zoo.mixers.gaussian_adaptive import GaussianAdaptiveAttention
 from zoo.mixers.mhe import HeadEmbeddingAttention
@@ -273,7 +273,9 @@ def test_multi_token_attention_starts_as_softmax_attention():
 
 
 @pytest.mark.parametrize("normalise", [False, True])
-def test_gaussian_adaptive_attention_weighs_features_by_learned_gaussians(normalise):
+@pytest.mark.parametrize("block", [5 * C, 1 << 17])
+def test_gaussian_adaptive_attention_weighs_features_by_learned_gaussians(normalise, block, monkeypatch):
+    monkeypatch.setattr(gaussian_adaptive, "BLOCK", block)
     m = randomised(GaussianAdaptiveAttention(C, HEADS, num_gaussians=2, normalise=normalise))
     x = image(1, H, W, C)
     tokens = x.reshape(N, C)

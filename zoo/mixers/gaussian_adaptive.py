@@ -6,12 +6,22 @@ Gaussian Adaptive Attention is All You Need: Robust Contextual Representations A
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.mixers.sequence import SequenceMixer
 from zoo.registry import register_mixer
+
+BLOCK = 1 << 17  # numbers of a block of tokens, outside torch.compile and torch.export
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32 at least: a difference of a feature and a mean loses its digits in half precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 @register_mixer(name="gaussian_adaptive")
@@ -61,25 +71,41 @@ class GaussianAdaptiveAttention(SequenceMixer):
         self.no_decay = ("offset", "width")
         self.proj = nn.Linear(dim, dim)
 
-    def gaussians(self, tokens: Tensor) -> Tensor:
-        """Weights ``[B, N, C]`` of the features, between 0 and 1, of tokens ``[B, N, C]``."""
-        # In float32 at least: a difference of a feature and a mean loses its digits in half precision.
-        x = tokens.float() if tokens.dtype in (torch.float16, torch.bfloat16) else tokens
-        x = x.unflatten(2, (self.num_heads, -1))  # [B, N, h, d]
-        mean = x.mean(1, keepdim=True)
-        variance = (x - mean).square().mean(1, keepdim=True)
-        centred = (x - mean).unsqueeze(1) - self.offset[:, None]  # [B, K, N, h, d]
-        squares = centred.square() / (variance.unsqueeze(1) + self.eps)
-        power = -0.5 * (squares / self.width[:, None].square()).sum(1).flatten(2)  # [B, N, C]
-        return power.softmax(1) if self.normalise else power.exp()
-
     def mix(self, tokens: Tensor) -> Tensor:
-        return self.proj((tokens * self.gaussians(tokens)).to(tokens.dtype))
+        # Blocks of tokens stay in the cache, where whole maps of a large image would each be written and read again.
+        step = tokens.shape[1]
+        if not torch.compiler.is_compiling():
+            step = max(1, BLOCK // max(1, tokens.shape[0] * self.dim))
+        blocks = tokens.split(step, dim=1)
+        scale, shift, rest = self._gaussian(blocks, tokens.shape[1])
+        powers = (torch.addcmul(scale * rest, scale, (_wide(t) + shift).square()) for t in blocks)
+        if self.normalise:
+            weights: Any = torch.cat(list(powers), dim=1).softmax(1).split(step, dim=1)
+        else:
+            weights = (power.exp() for power in powers)
+        mixed = [self.proj((t * w).to(t.dtype)) for t, w in zip(blocks, weights)]
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1)
+
+    def _gaussian(self, blocks: Sequence[Tensor], count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The K Gaussians of each channel as one, ``exp(scale * ((x + shift)^2 + rest))``: ``[B, 1, C]``, ``[C]``.
+
+        A product of Gaussians has the sum of their precisions, the mean of their offsets weighted by these, and a
+        constant factor.
+        """
+        wide = [_wide(t) for t in blocks]
+        mean = sum(t.sum(1, keepdim=True) for t in wide) / count
+        variance = sum((t - mean).square().sum(1, keepdim=True) for t in wide) / count
+        precision = self.width.square().reciprocal()  # [K, h, 1]
+        total = precision.sum(0)  # [h, 1]
+        offset = (precision * self.offset).sum(0) / total
+        rest = (precision * (self.offset - offset).square()).sum(0) / total
+        total, offset, rest = (t.expand(-1, self.head_dim).flatten() for t in (total, offset, rest))  # [C]
+        return -0.5 * total / (variance + self.eps), -(mean + offset), rest
 
     def flops(self, height: int, width: int) -> int:
         tokens = height * width
-        # mean, variance and the final product; three products for each Gaussian
-        return linear_flops(tokens, self.proj) + tokens * self.dim * (3 + 3 * self.offset.shape[0])
+        # mean and variance, the square, its scale and the final product of each feature
+        return linear_flops(tokens, self.proj) + 5 * tokens * self.dim
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, num_gaussians={self.offset.shape[0]}, normalise={self.normalise}"
