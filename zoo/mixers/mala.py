@@ -35,13 +35,14 @@ class Rotation(nn.Module):
 
     Args:
         head_dim: channels of a head, a multiple of 4.
+        persistent: keep the angles in the state dict, as the authors' checkpoints do.
     """
 
     angles: Tensor
 
-    def __init__(self, head_dim: int):
+    def __init__(self, head_dim: int, persistent: bool = False):
         super().__init__()
-        self.register_buffer("angles", rotation_angles(head_dim), persistent=False)
+        self.register_buffer("angles", rotation_angles(head_dim), persistent=persistent)
 
     def forward(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Sine and cosine, ``[height * width, head_dim]`` each."""
