@@ -1,4 +1,4 @@
-"""Bring ``weights/index`` and ``docs/models.md`` up to date with the registered models.
+"""Bring ``weights/index``, ``docs/models.md`` and ``model-index.yml`` up to date with the registered models.
 
 Sizes are counted, everything else in the index is kept.
 
@@ -21,12 +21,23 @@ import yaml
 
 from zoo.cli.output import human
 from zoo.complexity import count_flops, count_parameters, on_meta
+from zoo.engine.config import list_configs
 from zoo.mixers.base import Mixer
 from zoo.registry import MIXERS, MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
 INDEX = ROOT / "weights" / "index"
+CONFIGS = list_configs()
 TABLE = ROOT / "docs" / "models.md"
+#: what OpenMMLab's tools read
+MODEL_INDEX = ROOT / "model-index.yml"
+#: what is not measured: written by hand, and left as it is
+KEPT = ("metrics", "weights", "mean", "std", "licence", "paper", "notes")
+#: the normalisation of images where the authors of a system give no other
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+#: our names of data sets and metrics -> OpenMMLab's
+_DATASETS = {"imagenet-1k": "ImageNet-1k", "coco": "COCO", "ade20k": "ADE20K"}
+_METRICS = {"top1": "Top 1 Accuracy", "top5": "Top 5 Accuracy", "AP": "box AP", "mIoU": "mIoU"}
 
 
 def measured(name: str) -> dict[str, Any]:
@@ -41,8 +52,16 @@ def measured(name: str) -> dict[str, Any]:
         "flops": count_flops(model, size, getattr(model, "in_chans", 3)),
         "input_size": size,
         "num_classes": model.num_classes,
+        "config": recipe(name),
         "mixers": ["any"] if entry.module == "zoo.backbones.hosts" else sorted(used),
     }
+
+
+def recipe(name: str) -> str | None:
+    """The config that trains a model, by its name: the first of ``<model>_<task>_...`` for large images."""
+    start = name.replace("_", "-") + "_"
+    found = sorted(c for c in CONFIGS if c.startswith(start))
+    return next((c for c in found if not c.endswith("_digits")), found[0] if found else None)
 
 
 def updated(system: str, data: dict[str, Any]) -> dict[str, Any]:
@@ -53,10 +72,54 @@ def updated(system: str, data: dict[str, Any]) -> dict[str, Any]:
         kept = old.get(name) or {"metrics": [], "weights": {"status": "none"}}
         models[name] = {
             **measured(name),
-            **{k: v for k, v in kept.items() if k in ("metrics", "weights", "mean", "std")},
+            **{k: v for k, v in kept.items() if k in KEPT},
         }
     ordered = dict(sorted(models.items(), key=lambda item: (item[1]["params"], item[0])))
-    return {**{k: v for k, v in data.items() if k != "models"}, "models": ordered}
+    rest = {k: v for k, v in data.items() if k != "models"}
+    if data.get("task") == "classification":
+        rest = {**rest, **{k: rest.get(k, v) for k, v in IMAGENET.items()}}
+    return {**rest, "models": ordered}
+
+
+def model_index(systems: list[dict[str, Any]]) -> str:
+    """``model-index.yml``: collections and models as OpenMMLab's tools read them."""
+    collections, models = [], []
+    for data in systems:
+        collections.append(
+            {
+                "Name": data["title"],
+                "Metadata": {"Architecture": sorted({x for m in data["models"].values() for x in m["mixers"]})},
+                "Paper": {"URL": _paper(data.get("paper")), "Title": data["title"]},
+                "Code": {"URL": f"https://github.com/{data['source'].split('@')[0]}" if data.get("source") else None},
+                "License": data.get("licence"),
+            }
+        )
+        for name, m in data["models"].items():
+            weights = m.get("weights") or {}
+            results = []
+            for metric in m.get("metrics") or []:
+                values = {_METRICS.get(k, k): v for k, v in metric.items() if isinstance(v, int | float)}
+                values = {k: v for k, v in values.items() if not isinstance(v, bool)}
+                dataset = _DATASETS.get(metric["dataset"], metric["dataset"])
+                results.append({"Task": data["task"].capitalize(), "Dataset": dataset, "Metrics": values})
+            config = CONFIGS.get(m.get("config") or "")
+            models.append(
+                {
+                    "Name": name,
+                    "In Collection": data["title"],
+                    "Metadata": {"Parameters": m["params"], "FLOPs": m["flops"]},
+                    "Results": results,
+                    "Config": config.relative_to(ROOT).as_posix() if config else None,
+                    "Weights": weights.get("url"),
+                    "Converted From": {"Weights": weights.get("url"), "Code": data.get("source")},
+                }
+            )
+    text = yaml.safe_dump({"Collections": collections, "Models": models}, sort_keys=False, width=110)
+    return f"# Written by tools/update_index.py. Results are those of the authors.\n{text}"
+
+
+def _paper(text: str | None) -> str | None:
+    return f"https://arxiv.org/abs/{text.removeprefix('arXiv:')}" if text and text.startswith("arXiv:") else text
 
 
 def table(systems: list[dict[str, Any]]) -> str:
@@ -102,6 +165,7 @@ def main() -> int:
     wanted = {INDEX / f"{d['system']}.yaml": yaml.safe_dump(d, sort_keys=False, width=110) for d in systems}
     if not args.system:
         wanted[TABLE] = table(systems)
+        wanted[MODEL_INDEX] = model_index(systems)
     stale = []
     for path, text in wanted.items():
         if not path.is_file() or path.read_text(encoding="utf-8") != text:

@@ -11,7 +11,22 @@ from typing import NoReturn
 
 from zoo import __version__
 
-VERBS = ("list", "show", "train", "test", "predict", "compare", "bench", "data", "config", "doctor")
+VERBS = (
+    "list",
+    "show",
+    "train",
+    "test",
+    "predict",
+    "compare",
+    "bench",
+    "data",
+    "config",
+    "convert",
+    "pull",
+    "push",
+    "card",
+    "doctor",
+)
 
 #: Errors of the user's input, shown as one message; anything else is a defect and shows its traceback.
 USER_ERRORS = (ValueError, TypeError, LookupError, OSError, RuntimeError)

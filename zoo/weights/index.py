@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from zoo.weights.index_schema import check_system
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -27,7 +29,7 @@ class ModelInfo:
     mixers: tuple[str, ...]
     params: int
     flops: int | None
-    input_size: int
+    input_size: int | tuple[int, ...]
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -37,6 +39,10 @@ class ModelInfo:
     paper: str | None = None
     source: str | None = None
     licence: str | None = None
+    #: name of the recipe
+    config: str | None = None
+    #: name of the importer of the authors' checkpoints
+    importer: str | None = None
 
     @property
     def weights_status(self) -> str:
@@ -70,20 +76,20 @@ def load_index() -> dict[str, ModelInfo]:
 
 
 def read_system(path: Path) -> list[ModelInfo]:
-    """The models of one index file, checked."""
+    """The models of one index file, checked (see :mod:`zoo.weights.index_schema`).
+
+    Raises:
+        ValueError: it is no YAML, or a key is missing, unknown or of the wrong kind; the message names both.
+    """
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    data = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-    for key in ("system", "title", "task", "models"):
-        if not data.get(key):
-            raise ValueError(f"{path}: the key {key!r} is missing or empty")
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+        check_system(path, data)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
     found = []
     for name, m in data["models"].items():
-        for key, kind in (("params", int), ("input_size", int), ("num_classes", int), ("mixers", list)):
-            value = m.get(key, data.get(key))
-            if not isinstance(value, kind):
-                raise ValueError(f"{path}: {name}.{key} is {value!r}; {kind.__name__} is expected")
-        if m.get("flops") is not None and not isinstance(m["flops"], int):
-            raise ValueError(f"{path}: {name}.flops is {m['flops']!r}; int or null is expected")
+        size = m["input_size"]
         found.append(
             ModelInfo(
                 name=name,
@@ -92,16 +98,18 @@ def read_system(path: Path) -> list[ModelInfo]:
                 mixers=tuple(m.get("mixers", data.get("mixers", []))),
                 params=m["params"],
                 flops=m.get("flops"),
-                input_size=m["input_size"],
+                input_size=tuple(size) if isinstance(size, list) else size,
                 num_classes=m["num_classes"],
                 mean=tuple(m.get("mean", data.get("mean", (0.485, 0.456, 0.406)))),
                 std=tuple(m.get("std", data.get("std", (0.229, 0.224, 0.225)))),
                 metrics=tuple(m.get("metrics") or ()),
                 weights=m.get("weights") or {},
                 title=data["title"],
-                paper=data.get("paper"),
+                paper=m.get("paper", data.get("paper")),
                 source=data.get("source"),
-                licence=data.get("licence"),
+                licence=(m.get("weights") or {}).get("licence") or m.get("licence", data.get("licence")),
+                config=m.get("config"),
+                importer=data.get("importer"),
             )
         )
     return found
