@@ -109,7 +109,7 @@ class DependencyViT(Backbone):
     Raises:
         ValueError: ``prune_after`` or ``prune_ratio`` outside what is accepted.
 
-    Source: section 3 of the paper: reversed attention block (3.2), dynamic pooling and DependencyViT-Lite (3.3).
+    Source: the paper's reversed attention block, dynamic pooling and DependencyViT-Lite; its page says what was chosen.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ class CogAttention(SequenceMixer):
         num_heads: attention heads.
         qkv_bias: bias of the projection to queries, keys and values.
 
-    Source: the SignExp equation of section 2. The absolute values of a row sum to 1, the row itself does not.
+    Source: the paper's SignExp equation. The absolute values of a row sum to 1, the row itself does not.
     """
 
     normalised_rows = False

@@ -42,7 +42,7 @@ class GaussianAdaptiveAttention(SequenceMixer):
     Raises:
         ValueError: ``num_gaussians`` below 1, ``initial_width`` or ``eps`` not above 0.
 
-    Source: the equations of the mean, variance, shifted mean, normalised feature and Gaussian of section 3; then the
+    Source: the equations of the mean, variance, shifted mean, normalised feature and Gaussian; then the
     heads are concatenated and projected.
     """
 

@@ -35,7 +35,7 @@ class NeuralAttention(SequenceMixer):
     Raises:
         ValueError: a width below 1 or no hidden layer.
 
-    Source: the equation of AttentionScore in section 3. Its b_a moves all scores of a row alike, which the softmax
+    Source: the paper's equation of AttentionScore. Its b_a moves all scores of a row alike, which the softmax
     takes away again; it is left out.
     """
 

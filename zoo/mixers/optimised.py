@@ -30,7 +30,7 @@ class OptimisedAttention(SequenceMixer):
         num_heads: attention heads.
         qk_bias: bias of the projection to queries and keys.
 
-    Source: the equations of Optimised Attention in section 3: H_i = S_i v_i, O = (H_1 ... H_h) W_O.
+    Source: the equations of Optimised Attention: H_i = S_i v_i, O = (H_1 ... H_h) W_O.
     """
 
     def __init__(self, dim: int, num_heads: int = 8, qk_bias: bool = True):
@@ -62,7 +62,7 @@ class OptimisedEfficientAttention(SequenceMixer):
         single_head: one head, as in the paper; false splits queries and the input into ``num_heads``.
         q_bias: bias of the projection to queries.
 
-    Source: the equations of Efficient Attention in section 3: O = softmax(Q W_Q K^T / sqrt(d)) V W_O.
+    Source: the equations of Efficient Attention: O = softmax(Q W_Q K^T / sqrt(d)) V W_O.
     """
 
     def __init__(self, dim: int, num_heads: int = 8, single_head: bool = True, q_bias: bool = True):
@@ -101,7 +101,7 @@ class SuperAttention(OptimisedEfficientAttention):
         single_head: one head, as in the paper.
         q_bias: bias of the projection to queries.
 
-    Source: the equations of Super Attention in section 3: V' = W_A V, O = softmax(Q W_Q K^T / sqrt(d)) V' W_O.
+    Source: the equations of Super Attention: V' = W_A V, O = softmax(Q W_Q K^T / sqrt(d)) V' W_O.
     """
 
     takes_prefix = False  # W_A is of positions, which a prefix token has not

@@ -23,7 +23,7 @@ class GatedRMSNorm(nn.Module):
         gate: whether there is the gate; its w starts at 1.
         eps: added to the mean square.
 
-    Source: section 3 of the paper (ReLA-i without, ReLA-g with the gate).
+    Source: the normalisation of the paper; with the gate it is that of ReLA-g.
     """
 
     no_decay = ("gate",)
@@ -50,7 +50,7 @@ class RectifiedLinearAttention(SequenceMixer):
         gate: gate the norm by the sigmoid of its scaled input (ReLA-g).
         qkv_bias: bias of the projection to queries, keys and values.
 
-    Source: section 3 of the paper. The norm runs over the concatenated heads.
+    Source: the equation of rectified linear attention, ``LN(ReLU(Q K^T / sqrt(d)) V)``. The norm runs over the concatenated heads.
     """
 
     normalised_rows = False

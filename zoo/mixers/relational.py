@@ -32,7 +32,7 @@ class SymbolicAttention(nn.Module):
         num_heads: heads of the retrieval.
         num_symbols: entries of the library.
 
-    Source: section 2.3 of the paper, ``softmax(W_q x F^T / sqrt(d)) S``.
+    Source: the paper's symbolic attention, ``softmax(W_q x F^T / sqrt(d)) S``.
     """
 
     no_decay = ("templates", "symbols")
@@ -72,8 +72,8 @@ class RelationalAttention(Mixer):
     Raises:
         ValueError: a count outside what is accepted, or another word for the symbols.
 
-    Source: the definitions of relational attention (section 2.2), symbol assignment (section 2.3) and dual attention
-    (algorithm 1). Relations are scaled by 1 / sqrt of their projection's width, as scores are.
+    Source: the paper's definitions of relational attention, of its three symbol assignments and of dual attention.
+    Relations are scaled by 1 / sqrt of their projection's width, as scores are.
     """
 
     def __init__(

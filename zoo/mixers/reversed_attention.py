@@ -32,7 +32,7 @@ class ReversedAttention(SequenceMixer):
     Raises:
         ValueError: ``temperature`` not above 0.
 
-    Source: section 3.2 of the paper (reversed attention, head selector, message controller), figure 2.
+    Source: the paper's reversed attention block (figure 2): reversed attention, head selector, message controller.
     """
 
     normalised_rows = False
