@@ -246,8 +246,8 @@ def _rvt_config(entry: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     if 1768 in [d * h for d, h in zip(a["base_dims"], a["heads"])]:
         raise refuse(entry, "base_dims", a["base_dims"], "widths other than 1768, whose MLP is of another kind")
     kept = (
-        "base_dims depth heads mlp_ratio num_classes in_chans patch_size drop_path_rate use_mask masked_block
-        num_scales"
+        "base_dims depth heads mlp_ratio num_classes in_chans patch_size drop_path_rate use_mask masked_block "
+        "num_scales"
     )
     return dict(type="zoo.backbones.tap_rvt.TapRvt", drop_remainder=True, **{k: a[k] for k in kept.split()})
 

@@ -1,0 +1,1 @@
+"""Object detection: the DETR family, from feature maps to boxes."""
