@@ -50,7 +50,7 @@ class RectifiedLinearAttention(SequenceMixer):
         gate: gate the norm by the sigmoid of its scaled input (ReLA-g).
         qkv_bias: bias of the projection to queries, keys and values.
 
-    Source: the equation of rectified linear attention, ``LN(ReLU(Q K^T / sqrt(d)) V)``. The norm runs over the concatenated heads.
+    Source: the equation of rectified linear attention. The norm runs over the concatenated heads.
     """
 
     normalised_rows = False

@@ -5,7 +5,7 @@ Disentangling and Integrating Relational and Sensory Information in Transformer 
 
 A relational head sends from j to i not the features of j but how i and j relate, and a symbol that says who j is:
 ``sum_j a_ij (W_r r_ij + W_s s_j)``, ``r_ij = (<W_q^l x_i, W_k^l x_j>)_l``. As r is linear in the keys,
-``sum_j a_ij r_ij`` is a query times the attended relation keys, so no relation of a pair is ever stored.
+``sum_j a_ij r_ij`` is a query times the attended relation keys, so no relation of a pair is stored.
 """
 
 from __future__ import annotations
