@@ -30,7 +30,7 @@ class HeadEmbeddingAttention(SequenceMixer):
     Raises:
         ValueError: ``mode`` is neither.
 
-    Source: the paper's two ways to combine projection and embedding, which take 3 C d + 3 n d parameters against 3 C n d.
+    Source: the paper's two ways to combine projection and embedding, of 3 C d + 3 n d parameters against 3 C n d.
     """
 
     def __init__(self, dim: int, num_heads: int = 8, mode: str = "multiply", qkv_bias: bool = False):
