@@ -234,8 +234,8 @@ class GLSim(Backbone):
 
     @torch.no_grad()
     def crop(self, images: Tensor, tokens: Tensor, size: tuple[int, int]) -> Tensor:
-        """The part of each image to look at again, as large as the image, from its normed tokens ``[B, 1 + H*W,
-        C]``.""" alike = similarity(tokens[:, :1], tokens[:, 1:], self.sim_metric)
+        """The part of each image to look at again, enlarged, from its normed tokens ``[B, 1 + H*W, C]``."""
+        alike = similarity(tokens[:, :1], tokens[:, 1:], self.sim_metric)
         return similarity_crops(images, alike, size, self.patch_size, self.dynamic_top)
 
     def forward_trunk(self, x: Tensor) -> tuple[list[Tensor], Any]:

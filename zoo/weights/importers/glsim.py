@@ -51,10 +51,21 @@ _DEFAULTS: dict[str, Any] = dict(
     hidden_act="gelu",
 )
 #: further arguments, which do nothing in this network
-_IDLE = (
-    "debugging test_flip shared_patchifier classifier_aux head_norm head_act head_dropout_all head_dropout_prob "
-    "anchor_pool_avg anchor_pool_stride anchor_conv_stem url print_attr"
-).split()
+_IDLE = [
+    "debugging",
+    "test_flip",
+    "shared_patchifier",
+    "classifier_aux",
+    "head_norm",
+    "head_act",
+    "head_dropout_all",
+    "head_dropout_prob",
+    "anchor_pool_avg",
+    "anchor_pool_stride",
+    "anchor_conv_stem",
+    "url",
+    "print_attr",
+]
 _WIDTHS = {
     "t": dict(hidden_size=192, intermediate_size=768, num_attention_heads=3, representation_size=192),
     "s": dict(hidden_size=384, intermediate_size=1536, num_attention_heads=6, representation_size=384),
@@ -74,7 +85,9 @@ _WIDTHS = {
         representation_size=1280,
     ),
 }
-_MODELS = "vit_t4 vit_t8 vit_t16 vit_t32 vit_s8 vit_s16 vit_s32 vit_b8 vit_b16 vit_b32 vit_l16 vit_l32 vit_h14".split()
+#: the authors' names: width and side of a patch
+_MODELS = [f"vit_{w}{n}" for w, sides in dict(t=(4, 8, 16, 32), s=(8, 16, 32), b=(8, 16, 32)).items() for n in sides]
+_MODELS += ["vit_l16", "vit_l32", "vit_h14"]
 
 _BLOCK = [
     ("norm1.{p}", "norm1.{p}"),
