@@ -75,6 +75,7 @@ class LatteAttention(Mixer):
         return torch.einsum("bhtl,bhtsl->bhts", choice, chosen)
 
     def flops(self, height: int, width: int) -> int:
+        """Multiply-accumulates of one image; causal, of the recurrence: its tiled form computes more."""
         N = height * width
         projections = linear_flops(N, self.to_latents, self.of_latents, self.values, self.proj)
         return projections + 2 * N * self.dim * self.num_latents

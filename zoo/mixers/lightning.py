@@ -100,6 +100,7 @@ class LightningAttention(Mixer):
         return weights * torch.where(lag >= 0, self.decay.to(q.dtype)[:, None, None] ** lag.clamp(min=0), 0.0)
 
     def flops(self, height: int, width: int) -> int:
+        """Multiply-accumulates of one image; causal, of the recurrence: its tiled form computes more."""
         N = height * width
         return linear_flops(N, self.qkv, self.gate, self.proj) + 2 * N * self.dim * self.head_dim
 

@@ -74,7 +74,8 @@ class LinearAttention(Mixer):
 
     def flops(self, height: int, width: int) -> int:
         N = height * width
-        return linear_flops(N, self.qkv, self.proj) + 2 * N * self.dim * self.head_dim + N * self.dim
+        denominators = 0 if self.feature_map == "exp" else N * self.dim  # exp's are part of its softmax
+        return linear_flops(N, self.qkv, self.proj) + 2 * N * self.dim * self.head_dim + denominators
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, feature_map={self.feature_map!r}"

@@ -117,8 +117,8 @@ class TaylorShiftAttention(Mixer):
     def flops(self, height: int, width: int) -> int:
         N, d = height * width, self.head_dim
         linear = crossover(d) < N if self.form == "auto" else self.form == "linear"
-        # linear: second-order features of q and k (d^2 each), their products with [v, 1], first order, zeroth order
-        head = 2 * N * (d * d + (d * d + d) * (d + 1)) if linear else 2 * N * N * d
+        # linear: products of first- and second-order features with [v, 1], of keys and of queries
+        head = 2 * N * (d * d + d) * (d + 1) if linear else 2 * N * N * d
         return linear_flops(N, self.qkv, self.proj) + self.num_heads * head
 
     def extra_repr(self) -> str:
