@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -82,15 +83,8 @@ def convert(
     state = state_dict_of(content, prefer_ema=prefer_ema)
     check_numbers(state, os.fspath(source), on_nan)
     _check_size(state, source)
-    chosen, converted = _convert(module, entries, state, os.fspath(source))
-    if kwargs is not None:
-        spec = module.config_from_official(chosen, dict(kwargs))
-        name = model
-        _require(on_meta(lambda: build(dict(spec), MODELS)), converted, f"{chosen} with these arguments", source)
-    else:
-        name = model or _find_model(module.CHECKPOINTS[chosen], converted)
-        if name is not None:
-            _require(_meta_model(name, converted), converted, name, source)
+    candidates = _convert(module, entries, state, os.fspath(source))
+    chosen, converted, name = _choose(module, candidates, kwargs, model, source)
     notes = {
         "system": system,
         "entry": chosen,
@@ -170,16 +164,59 @@ def _entries(system: str, module: Any, entry: str | None) -> list[str]:
     return [entry]
 
 
-def _convert(module: Any, entries: list[str], state: dict[str, Tensor], source: str) -> tuple[str, dict[str, Tensor]]:
-    """The first entry that accepts the keys, and the state dict under our names."""
-    problems = []
+def official_spec(module: Any, entry: str, kwargs: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What an importer builds for the authors' class and arguments; some read sizes from the state dict, too."""
+    accepts = inspect.signature(module.config_from_official).parameters
+    more = (state,) if len(accepts) > 2 else ()
+    return dict(module.config_from_official(entry, dict(kwargs), *more))
+
+
+_Candidate = tuple[str, dict[str, Tensor], dict[str, Tensor]]
+
+
+def _convert(module: Any, entries: list[str], state: dict[str, Tensor], source: str) -> list[_Candidate]:
+    """The entries that accept the keys: (entry, the authors' state dict, ours)."""
+    found, problems = [], []
     for reading in _readings(state):
         for entry in entries:
             try:
-                return entry, module.convert_state_dict(entry, dict(reading))
+                found.append((entry, reading, module.convert_state_dict(entry, dict(reading))))
             except (KeyError, ValueError) as error:
                 problems.append(f"  {entry}: {error.args[0] if error.args else error}")
-    raise CheckpointError(f"{source} is of none of these classes:\n" + "\n".join(problems[: len(entries)]))
+    if not found:
+        raise CheckpointError(f"{source} is of none of these classes:\n" + "\n".join(problems[: len(entries)]))
+    return found
+
+
+def _choose(
+    module: Any, candidates: list[_Candidate], kwargs: Mapping[str, Any] | None, model: str | None, source: Path
+) -> tuple[str, dict[str, Tensor], str | None]:
+    """The candidate that fits the model that is given or found; (entry, our state dict, our model's name).
+
+    Raises:
+        CheckpointError: a model is given, and none fits.
+    """
+    problem: CheckpointError | None = None
+    for entry, official, converted in candidates:
+        name = model
+        try:
+            if kwargs is not None:
+                spec = official_spec(module, entry, kwargs, official)
+                built = _without_memory(partial(build, spec, MODELS))
+                _require(built, converted, f"{entry} with these arguments", source)
+            elif name is None:
+                name = _find_model(module.CHECKPOINTS[entry], converted)
+                if name is None and len(candidates) > 1:
+                    continue
+            else:
+                _require(_meta_model(name, converted), converted, name, source)
+            return entry, converted, name
+        except CheckpointError as error:
+            problem = problem or error
+    if problem is not None:
+        raise problem
+    entry, _, converted = candidates[0]
+    return entry, converted, None
 
 
 def _readings(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -192,17 +229,25 @@ def _readings(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     return found
 
 
+def _without_memory(make: Callable[[], nn.Module]) -> nn.Module:
+    """A model on the meta device, or an ordinary one of a class that computes with numbers as it is built."""
+    try:
+        return on_meta(make)
+    except (RuntimeError, NotImplementedError):
+        return make()
+
+
 def _meta_model(name: str, state: Mapping[str, Tensor]) -> nn.Module:
     """A registered model, without memory, with as many classes as the weights have."""
     builder: Callable[..., nn.Module] = MODELS.get(name)
-    made = on_meta(builder)
+    made = _without_memory(builder)
     for key, value in made.state_dict().items():
         if key in state and value.ndim == 2 and value.shape[0] == getattr(made, "num_classes", 0):
             classes = state[key].shape[0]
             if state[key].shape != value.shape and state[key].shape[1:] == value.shape[1:]:
-                return on_meta(partial(builder, num_classes=classes))
+                return _without_memory(partial(builder, num_classes=classes))
     if getattr(made, "num_classes", 0) and not any(k.startswith("head") for k in state):
-        return on_meta(partial(builder, num_classes=0))
+        return _without_memory(partial(builder, num_classes=0))
     return made
 
 
