@@ -44,6 +44,7 @@ _HARMFUL_NAMES = frozenset(f"builtins.{name}" for name in _BUILTINS.split()) | {
     "torch.hub.load",
     "torch.jit.load",
     "torch.load",
+    "torch.serialization.load",
     "torch.utils.cpp_extension.load",
 }
 

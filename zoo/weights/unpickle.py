@@ -18,7 +18,7 @@ from zoo.weights.errors import CheckpointError
 from zoo.weights.inert import Inert, Name, checked_name
 
 #: Instructions that a pickle may have: the largest published checkpoints have less than a tenth of that.
-MAX_INSTRUCTIONS = 10_000_000
+MAX_INSTRUCTIONS = 5_000_000
 
 
 class Budget:
