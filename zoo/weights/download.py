@@ -329,14 +329,17 @@ class _Watch:
         timer = threading.Timer(seconds, self._end)
         timer.daemon = True
         timer.start()
+        cause: Exception | None = None
         try:
             yield
         except Exception as error:
-            if self.expired:
-                raise ConnectionError(f"{self.url} gives no complete answer within {seconds:g} s") from error
-            raise
+            cause = error
+            if not self.expired:
+                raise
         finally:
             timer.cancel()
+        if self.expired:  # headers that were cut off look complete
+            raise ConnectionError(f"{self.url} gives no complete answer within {seconds:g} s") from cause
 
     def _end(self) -> None:
         self.expired = True
