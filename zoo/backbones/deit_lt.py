@@ -1,8 +1,8 @@
 """DeiT with a distillation token, as DeiT-LT trains it on long-tailed data.
 
 DeiT-LT: Distillation Strikes Back for Vision Transformer Training on Long-Tailed Datasets (CVPR 2024, arXiv
-2404.02900); DeiT (ICML 2021, arXiv 2012.12877). Authors' code: github.com/val-iisc/DeiT-LT (MIT). Differences: every image size is
-accepted, and the classifier's logits are the mean of both heads' (the authors report each).
+2404.02900); DeiT (ICML 2021, arXiv 2012.12877). Authors' code: github.com/val-iisc/DeiT-LT (MIT). Differences: every
+image size is accepted, and the classifier's logits are the mean of both heads' (the authors report each).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.classification.attention_diversity import AttentionDiversificationLoss
+from zoo.classification.auxiliary import AttentionDiversificationLoss
 from zoo.layers.records import recording
 from zoo.registry import MODELS, build
 from zoo.weights.importers import tapadl as importer

@@ -64,8 +64,8 @@ def config_from_official(entry: str, kwargs: Mapping[str, Any]) -> dict[str, Any
     """A spec for :func:`zoo.registry.build` from the authors' class and its arguments.
 
     Without effect in the authors' network, and so here: ``crt``, ``no_embed_class``, ``attn_drop_rate``,
-    ``embed_layer``, ``mask_attn``, ``early_stopping`` and ``weight_init``. The sizes are taken at their word, though the authors' patch
-    embedding is that of the base model whatever they are.
+    ``embed_layer``, ``mask_attn``, ``early_stopping`` and ``weight_init``. The sizes are taken at their word, though
+    the authors' patch embedding is that of the base model whatever they are.
 
     Raises:
         LookupError: unknown entry.

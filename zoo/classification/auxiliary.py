@@ -1,6 +1,8 @@
-"""The attention diversification loss: queries should not all look at the same tokens.
+"""Losses over what a backbone hands out beside its logits: attention maps, balance of heads, distances to prompts.
 
-Robustifying Token Attention for Vision Transformers (ICCV 2023, arXiv 2303.11126, section 3.2, eq. 4-5).
+Attention diversification: Robustifying Token Attention for Vision Transformers (ICCV 2023, arXiv 2303.11126, section
+3.2, eq. 4-5). A loss names what it reads (see :mod:`zoo.layers.records`); a config lists them:
+``model = dict(type=ImageClassifier, ..., auxiliary=[dict(type=AttentionDiversificationLoss)])``.
 """
 
 from __future__ import annotations
@@ -11,6 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from zoo.registry import Registry
+
+AUXILIARY = Registry("auxiliary loss", ())
 
 
 class AttentionDiversificationLoss(nn.Module):
@@ -68,3 +74,25 @@ class LoadBalanceLoss(nn.Module):
         if not balance:
             raise ValueError("balance is empty; accepted is at least one layer")
         return self.weight * torch.stack(list(balance)).float().mean()
+
+
+class MatchingLoss(nn.Module):
+    """Distance of tokens to the keys of the prompts that they were given, times ``weight`` (arXiv 2505.02406)."""
+
+    #: what a backbone must record for it
+    reads: ClassVar[str] = "matching"
+
+    def __init__(self, weight: float = 0.1):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, matching: Sequence[Tensor]) -> Tensor:
+        """A number, from one for each network of prompts."""
+        if not matching:
+            raise ValueError("matching is empty; accepted is at least one network of prompts")
+        return self.weight * torch.stack(list(matching)).float().sum()
+
+
+AUXILIARY.register(AttentionDiversificationLoss, name="attention_diversification")
+AUXILIARY.register(LoadBalanceLoss, name="load_balance")
+AUXILIARY.register(MatchingLoss, name="matching")
