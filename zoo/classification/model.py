@@ -10,9 +10,12 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor, nn
 
 from zoo.backbones.base import Backbone
+from zoo.classification.auxiliary import AUXILIARY
 from zoo.classification.data_sample import ClsDataSample
 from zoo.classification.head import HEADS
 from zoo.classification.losses import BatchMixup, build_loss, smooth_one_hot
+from zoo.layers.records import recording
+from zoo.mixers.lora import add_lora
 from zoo.registry import MODELS, build
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -70,6 +73,13 @@ class ClsPreprocessor(BaseDataPreprocessor):
         return {"inputs": images, "data_samples": None if samples is None else self.cast_data(list(samples))}
 
 
+def lora_settings(
+    targets: Sequence[str] | None = None, r: int = 8, alpha: float = 16.0, dropout: float = 0.0
+) -> dict[str, Any]:
+    """What ``lora`` may hold; see :func:`zoo.mixers.lora.add_lora`."""
+    return {"targets": targets, "r": r, "alpha": alpha, "dropout": dropout}
+
+
 class ImageClassifier(BaseModel):
     """A classifier of images.
 
@@ -84,10 +94,18 @@ class ImageClassifier(BaseModel):
         score: "softmax", or "sigmoid" for classes that do not exclude each other.
         grad_checkpointing: recompute the backbone's blocks in the backward pass.
         data_preprocessor: arguments of :class:`ClsPreprocessor`, or a ready one.
+        auxiliary: further losses in training, each a name (:data:`zoo.classification.auxiliary.AUXILIARY`) or a
+            ``dict(type=..., ...)``, over what the backbone records.
+        lora: arguments of :func:`zoo.mixers.lora.add_lora`: train low-rank adapters of the mixers' projections (and the
+            classifier) instead of the backbone.
     """
 
     #: What takes the dicts among the arguments that have no ``type``; a config is checked by it.
-    config_parts: ClassVar[dict[str, Any]] = {"mixup": BatchMixup, "data_preprocessor": ClsPreprocessor}
+    config_parts: ClassVar[dict[str, Any]] = {
+        "mixup": BatchMixup,
+        "data_preprocessor": ClsPreprocessor,
+        "lora": lora_settings,
+    }
 
     def __init__(
         self,
@@ -99,6 +117,8 @@ class ImageClassifier(BaseModel):
         score: str = "softmax",
         grad_checkpointing: bool = False,
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
+        auxiliary: Sequence[Any] | None = None,
+        lora: dict[str, Any] | None = None,
     ):
         if not isinstance(data_preprocessor, nn.Module):
             data_preprocessor = build({"type": ClsPreprocessor, **(data_preprocessor or {})}, MODELS)
@@ -126,10 +146,29 @@ class ImageClassifier(BaseModel):
             self.head = build(head, HEADS, **given)
         self.mixup = build({"type": BatchMixup, "num_classes": self.num_classes, **mixup}, MODELS) if mixup else None
         self.loss = build_loss(loss, mixed=self.mixup is not None)
+        self.auxiliary = nn.ModuleList(build(spec, AUXILIARY) for spec in auxiliary or ())
+        with recording(self.backbone, *self._recorded()):  # says now what the backbone does not record
+            pass
+        if grad_checkpointing and len(self.auxiliary):
+            raise ValueError("grad_checkpointing recomputes what auxiliary losses read; use one of the two")
+        if lora is not None:
+            self._adapt(**lora)
         self.score = score
         self._network = self._logits
         if grad_checkpointing:
             self.backbone.set_grad_checkpointing(True)
+
+    def _recorded(self) -> list[str]:
+        """What the auxiliary losses read."""
+        return [loss.reads for loss in self.auxiliary]  # type: ignore[misc]
+
+    def _adapt(self, **lora: Any) -> None:
+        """Freeze the backbone but for low-rank adapters and its classifier."""
+        add_lora(self.backbone, **lora)
+        last = self.backbone.num_layers() - 1
+        for name, parameter in self.backbone.named_parameters():
+            if self.backbone.layer_id(name) == last:
+                parameter.requires_grad_(True)
 
     def init_weights(self) -> None:
         """Nothing: the backbone and the head initialise themselves as they are built."""
@@ -168,8 +207,10 @@ class ImageClassifier(BaseModel):
         targets = self._targets(data_samples).to(inputs.device)
         if self.mixup is not None and self.training:
             inputs, targets = self.mixup(inputs, targets)
-        logits = self._network(inputs).float()
-        return {"loss": self.loss(logits, self._fitting(targets).to(logits.device))}
+        with recording(self.backbone, *self._recorded()) as records:
+            logits = self._network(inputs).float()
+        losses = {"loss": self.loss(logits, self._fitting(targets).to(logits.device))}
+        return losses | {f"loss_{a.reads}": a(records[a.reads]) for a in self.auxiliary}  # type: ignore[misc,index]
 
     def _fitting(self, targets: Tensor) -> Tensor:
         """Targets in the form that the loss takes (unmixed classes for one that takes distributions)."""
