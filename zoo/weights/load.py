@@ -140,7 +140,8 @@ def _match(
     """
     own = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     best: tuple[LoadReport, dict[str, Tensor], dict[str, Tensor]] | None = None
-    for entry, candidate in _readings(model, state):
+    for entry, reading in _readings(model, state):
+        candidate = _with_added(model, own, reading)
         fitting = {k: v for k, v in candidate.items() if k in own and own[k].shape == v.shape and _like(own[k], v)}
         report = LoadReport(
             source=name,
@@ -198,6 +199,25 @@ def _adapt(model: nn.Module, report: LoadReport, candidate: Mapping[str, Tensor]
             report.missing.remove(key)
             report.dropped[key] = "not in the checkpoint, as initialised"
     return made
+
+
+def _with_added(model: nn.Module, own: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint of the network that a model was made of by adapters or prompts: what was added keeps its values.
+
+    Low-rank adapters call a layer's weight ``<name>.base_layer.weight``; a module lists the beginnings of names of what
+    it adds as ``added_parameters``. A checkpoint that has these itself, or nothing of the model, is left as it is.
+    """
+    wrapped = {k.replace(".base_layer.", "."): k for k in own if ".base_layer." in k}
+    starts = tuple(
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        for name in getattr(module, "added_parameters", ())
+    )
+    added = {k: v for k, v in own.items() if ".lora_" in k or (starts and k.startswith(starts))}
+    if not added or added.keys() & state.keys():
+        return state
+    renamed = {wrapped.get(k, k): v for k, v in state.items()}
+    return renamed | added if renamed.keys() & own.keys() else state
 
 
 def _readings(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[tuple[str | None, dict[str, Tensor]]]:
