@@ -19,6 +19,7 @@ from zoo.layers.depthwise import DepthwiseConv
 from zoo.layers.padding import to_pair
 from zoo.layers.spatial_reduction import SpatialReduction
 from zoo.mixers.base import Mixer, linear_flops
+from zoo.mixers.sampling import Drawing, Heats, place
 from zoo.registry import register_mixer
 from zoo_kernels.agent_attention import agent_attention
 
@@ -172,12 +173,17 @@ class AgentCore(nn.Module):
 
     def attention_map(self, q: Tensor, k: Tensor) -> Tensor:
         """The product of both softmaxes, ``[B, heads, H*W, H*W]``, from maps ``[B, H, W, C]``."""
+        read, collect = self.both_maps(q, k)
+        return read @ collect
+
+    def both_maps(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries over agents ``[B, heads, H*W, n]`` and agents over keys ``[B, heads, n, H*W]``."""
         size = (q.shape[1], q.shape[2])
         agent_bias, query_bias = self.position(size, size)
         qh, kh, agents = self.heads(q.flatten(1, 2)), self.heads(k.flatten(1, 2)), self.agents(q)
         scale = qh.shape[-1] ** -0.5
         collect = (agents @ kh.transpose(-1, -2) * scale + agent_bias).softmax(-1)  # [B, h, n, M]
-        return (qh @ agents.transpose(-1, -2) * scale + query_bias).softmax(-1) @ collect
+        return (qh @ agents.transpose(-1, -2) * scale + query_bias).softmax(-1), collect
 
     def flops(self, queries: int, keys: int) -> int:
         """Multiply-accumulates of both attentions and the convolution for so many positions."""
@@ -273,14 +279,37 @@ class AgentAttention(Mixer):
         Raises:
             TypeError: keys come from a reduced map (``sr_ratio`` above 1).
         """
+        q, k, _ = self._full_size(x)
+        return self.core.attention_map(q, k)
+
+    def _full_size(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of every position, ``[B, H, W, C]`` each."""
         self._check(x)
         if self.reduction is not None:
             raise TypeError(f"sr_ratio={self.sr_ratio}: keys are no positions of the map, there is no attention map")
         if self.qkv is not None:
-            q, k, _ = self.qkv(x).chunk(3, dim=-1)
-        else:
-            q, k = self.q(x), self.kv(x).chunk(2, dim=-1)[0]
-        return self.core.attention_map(q, k)
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+            return q, k, v
+        k, v = self.kv(x).chunk(2, dim=-1)
+        return self.q(x), k, v
+
+    @torch.no_grad()
+    def attention_values(self, x: Tensor) -> Tensor:
+        """``[B, heads, H*W, d]``; raises TypeError with ``sr_ratio`` above 1."""
+        return self.core.heads(self._full_size(x)[2].flatten(1, 2))
+
+    @torch.no_grad()
+    def sampling(self, x: Tensor, query: tuple[float, float] = (0.5, 0.5)) -> list[Drawing]:
+        """What each agent collects from, and how much the query reads from it; none with ``sr_ratio`` above 1."""
+        self._check(x)
+        if self.reduction is not None:
+            return []
+        H, W = x.shape[1:3]
+        q, k, _ = self._full_size(x)
+        read, collect = self.core.both_maps(q, k)
+        row, column = place(query, H, W)
+        weights = read[0, :, row * W + column].mean(0)  # [n]
+        return [Heats("agents", collect[0].mean(0).unflatten(1, (H, W)).cpu(), weights.cpu())]
 
     def flops(self, height: int, width: int) -> int:
         N = height * width

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.mixers.sampling import Drawing
 from zoo.registry import MIXERS, accepted_arguments, build, resolve
 
 
@@ -63,6 +64,29 @@ class Mixer(nn.Module):
             TypeError: the mixer has no attention between positions.
         """
         raise TypeError(f"{type(self).__name__} has no attention map between positions")
+
+    def attention_values(self, x: Tensor) -> Tensor:
+        """What :meth:`attention_map` weighs: ``[B, heads, H*W, d]``, joined over heads by the output projection.
+
+        What the mixer adds beside the weighted values, such as a convolution, does not count.
+
+        Raises:
+            TypeError: the mixer does not say.
+        """
+        raise TypeError(f"{type(self).__name__} does not say which values its attention weighs")
+
+    def sampling(self, x: Tensor, query: tuple[float, float] = (0.5, 0.5)) -> list[Drawing]:
+        """Where the mixer looks on an image, for drawing: windows, routed regions, agents, sampled points.
+
+        Args:
+            x: ``[1, H, W, C]``.
+            query: the position that looks, (y, x) as shares of height and width, where it matters.
+
+        Returns:
+            Drawings, see :mod:`zoo.mixers.sampling`; none where the mixer looks everywhere.
+        """
+        self._check(x)
+        return []
 
     def _check(self, x: Tensor, prefix: Tensor | None = None) -> None:
         if x.ndim != 4 or x.shape[-1] != self.dim:

@@ -24,6 +24,7 @@ from zoo.layers.depthwise import DepthwiseConv
 from zoo.layers.padding import pad_hwc
 from zoo.layers.windows import window_partition, window_reverse
 from zoo.mixers.base import Mixer, row_normalised
+from zoo.mixers.sampling import Drawing, Routes, place, tiles
 from zoo.registry import register_mixer
 from zoo_kernels.routed_attention import attention_matrix, route_regions, routed_attention
 
@@ -132,6 +133,35 @@ class RoutedMixer(Mixer):
         full = from_regions(full.reshape(B, R, N, h * H * W), plan.size, plan.grid)
         full = full[:, :H, :W].reshape(B, H * W, h, H * W).transpose(1, 2)
         return row_normalised(full)
+
+    @torch.no_grad()
+    def attention_values(self, x: Tensor) -> Tensor:
+        """``[B, heads, H*W, d]``.
+
+        Raises:
+            TypeError: values are pooled, or weighted by the routing (``soft_routing``).
+        """
+        self._check(x)
+        H, W = x.shape[1:3]
+        plan = self._plan(x)
+        if self.soft_routing or plan.v.shape[2] != plan.q.shape[2]:
+            raise TypeError("values are pooled or weighted by the routing: the attention map does not weigh them alone")
+        values = from_regions(plan.v.flatten(3), plan.size, plan.grid)[:, :H, :W]  # [B, H, W, C]
+        return values.flatten(1, 2).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+    @torch.no_grad()
+    def sampling(self, x: Tensor, query: tuple[float, float] = (0.5, 0.5)) -> list[Drawing]:
+        """The region of the query and the regions that it is routed to, with the routing weights."""
+        self._check(x)
+        H, W = x.shape[1:3]
+        plan = self._plan(x)
+        (h, w), (Hp, Wp) = plan.size, plan.grid
+        row, column = place(query, H, W)
+        source = row // h * (Wp // w) + column // w
+        boxes = tiles(list(range(0, Hp + 1, h)), list(range(0, Wp + 1, w)), Hp, Wp)
+        boxes = (boxes * boxes.new_tensor([Hp / H, Wp / W] * 2)).clamp(max=1)  # the padding lies outside
+        indices, weights = plan.indices[0, source].cpu(), plan.logits[0, source].softmax(-1).cpu()
+        return [Routes("routed regions", boxes[source], boxes[indices], weights)]
 
     def _attention_flops(self, regions: int, queries: int, keys: int, topk: int, qk_dim: int) -> int:
         routing = regions * regions * qk_dim

@@ -66,6 +66,12 @@ class LePEAttention(Mixer):
         q, k, _ = self.qkv(x).reshape(B, H * W, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         return (q @ k.transpose(-1, -2) * self.scale).softmax(-1)
 
+    @torch.no_grad()
+    def attention_values(self, x: Tensor) -> Tensor:
+        """``[B, heads, H*W, d]``"""
+        self._check(x)
+        return self.qkv(x.flatten(1, 2))[..., 2 * self.dim :].unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
     def flops(self, height: int, width: int) -> int:
         N = height * width
         lepe = 0 if self.lepe is None else self.lepe.flops(N)

@@ -62,6 +62,12 @@ class SpatialReductionAttention(Mixer):
         q, k = self._heads(self.q(x)), self._heads(self.kv(x).chunk(2, dim=-1)[0])
         return (q @ k.transpose(-1, -2) * self.scale).softmax(-1)
 
+    @torch.no_grad()
+    def attention_values(self, x: Tensor) -> Tensor:
+        """``[B, heads, H*W, d]``, of the positions of the map that :meth:`attention_map` is of."""
+        self._check(x)
+        return self._heads(self.kv(x).chunk(2, dim=-1)[1])
+
     def flops(self, height: int, width: int) -> int:
         N = M = height * width
         total = linear_flops(N, self.q, self.proj)

@@ -12,6 +12,7 @@ from zoo.layers.padding import pad_hwc, remainder, to_pair
 from zoo.layers.relative_position import RelativePositionBias
 from zoo.layers.windows import window_partition, window_reverse
 from zoo.mixers.base import Mixer, linear_flops, row_normalised
+from zoo.mixers.sampling import Boxes, Drawing, tiles
 from zoo.registry import register_mixer
 from zoo_kernels.window_attention import window_attention
 
@@ -116,6 +117,21 @@ class WindowAttention(Mixer):
         maps = logits.softmax(-1).reshape(B, self.num_heads, Hp, Wp, Hp, Wp)
         maps = torch.roll(maps, (sh, sw, sh, sw), (2, 3, 4, 5))[:, :, :H, :W, :H, :W]
         return row_normalised(maps.reshape(B, self.num_heads, H * W, H * W))
+
+    @torch.no_grad()
+    def attention_values(self, x: Tensor) -> Tensor:
+        """``[B, heads, H*W, d]``; those of padded tokens are left out."""
+        self._check(x)
+        return self.qkv(x.flatten(1, 2))[..., 2 * self.dim :].unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+    def sampling(self, x: Tensor, query: tuple[float, float] = (0.5, 0.5)) -> list[Drawing]:
+        """The windows; with a shift those at the edge are cut where the map wraps around."""
+        self._check(x)
+        H, W = x.shape[1:3]
+        cuts = []
+        for size, window, shift in zip((H, W), self.window, self.shift_for(H, W)):
+            cuts.append(sorted({0, *range(shift, size + window, window)}))
+        return [Boxes("windows", tiles(cuts[0], cuts[1], H, W))]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, window={self.window}, shift={self.shift}"

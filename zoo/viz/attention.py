@@ -19,9 +19,9 @@ import cv2
 import matplotlib
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.analysis.rollout import rollout
 from zoo.mixers.base import Mixer
 from zoo.registry import did_you_mean
 from zoo.viz.figures import new_figure, save_figure
@@ -165,10 +165,11 @@ def _watch(mixer: nn.Module, record: Callable[[Tensor], None]) -> Callable[[], N
     # A backbone that holds its tokens as one sequence calls this instead of the mixer itself.
     original = getattr(mixer, "forward_tokens", None)
 
-    def watched(tokens: Tensor, size: tuple[int, int], prefix: int = 0, **kwargs: Any) -> Tensor:
+    def watched(tokens: Tensor, size: tuple[int, int], *args: Any, **kwargs: Any) -> Tensor:
         if not inside:
+            prefix = args[0] if args else kwargs.get("prefix", 0)
             record(tokens[:, prefix:].unflatten(1, size))
-        return original(tokens, size, prefix, **kwargs)  # type: ignore[misc]
+        return original(tokens, size, *args, **kwargs)  # type: ignore[misc]
 
     if original is not None:
         mixer.forward_tokens = watched  # type: ignore[assignment]
@@ -205,24 +206,9 @@ def attention_rollout(records: Sequence[AttentionRecord], query: tuple[float, fl
         records: mixers in the order in which they ran.
         query: as in :func:`attention_heat`, a position of the last record.
     """
-    if not records:
-        raise ValueError("there are no attention records to follow")
-    flow, grid = None, records[0].grid
-    first = grid
-    for record in records:
-        attention = record.map.mean(0)
-        layer = (attention + torch.eye(attention.shape[0])) / 2
-        if flow is None:
-            flow = layer  # [N, N of the first record]
-            continue
-        if record.grid != grid:
-            maps = flow.T.reshape(1, -1, *grid)  # [1, N of the first, H, W]
-            flow = F.interpolate(maps, size=record.grid, mode="area").reshape(maps.shape[1], -1).T
-        grid = record.grid
-        flow = layer @ flow
-    assert flow is not None
-    row = flow.mean(0) if query is None else flow[_index(query, *grid)]
-    return (row * row.numel()).reshape(first).numpy()
+    flow = rollout(records)  # [N of the last, N of the first]
+    row = flow.mean(0) if query is None else flow[_index(query, *records[-1].grid)]
+    return (row * row.numel()).reshape(records[0].grid).numpy()
 
 
 def _index(query: tuple[float, float], height: int, width: int) -> int:
