@@ -180,6 +180,33 @@ def load_predictor(model: Any, weights: str | os.PathLike[str] | None = None, **
     return _classifier_of_config(model, weights, options)
 
 
+def untrained_predictor(model: str | os.PathLike[str], *, num_classes: int | None = None, **options: Any) -> Classifier:
+    """A :class:`Classifier` as initialised with seed 0, on the CPU; ``num_classes`` is the model's own by default."""
+    import torch
+
+    from zoo.registry import MODELS
+
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        if str(model) in MODELS:
+            entry = MODELS.entry(str(model))
+            network: nn.Module = entry.builder(**({} if num_classes is None else {"num_classes": num_classes}))
+            options = {"size": entry.meta.get("input_size", 224), **options}
+            return _classifier_of_module(network, {"name": str(model), "device": "cpu", **options})
+        from zoo.classification.model import ImageClassifier
+        from zoo.engine.config import load_config, require_known
+
+        require_known(model)
+        if num_classes is not None:
+            raise ValueError(f"num_classes={num_classes}: a config has its own number")
+        cfg = load_config(model)
+        network = ImageClassifier(**{k: v for k, v in cfg.model.to_dict().items() if k != "type"})
+        transform = cfg.test_dataloader.dataset.transform.to_dict()
+        if "size" in options:
+            transform["size"] = options.pop("size")
+        return Classifier(_Logits(network), transform, device="cpu", **{**_of_task_model(network), **options})
+
+
 def from_export(network: Callable[[Tensor], Tensor], facts: dict[str, Any], **options: Any) -> Classifier:
     """A :class:`Classifier` around an exported network; ``facts`` are what its file records."""
     return Classifier(

@@ -54,6 +54,18 @@ class ExportReport:
         """JSON-ready."""
         return {**asdict(self), "max_error": self.max_error}
 
+    def summary(self) -> str:
+        """A few lines for people."""
+        size = " x ".join(str(s) for s in self.facts["size"])
+        left_open = {
+            "all": f"any number of images of any size in multiples of {self.multiple}",
+            "batch": f"any number of images of {size}",
+            "none": f"{self.facts['batch']} image(s) of {size}",
+        }[self.dynamic]
+        lines = [f"{self.path}: {self.format}, for {left_open}"]
+        lines.append(f"largest relative error against PyTorch on {len(self.checked)} inputs: {self.max_error:.1e}")
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
 
 def export_model(
     model: Any,

@@ -80,6 +80,16 @@ def _of_export(path: Path, weights: Any, runtime: str, options: dict[str, Any]) 
     return _module(exported.facts["task"]).from_export(exported, exported.facts, device=exported.device, **options)
 
 
+def untrained_predictor(model: str | os.PathLike[str], **options: Any) -> Predictor[Any]:
+    """A predictor of a model with the weights that it is initialised with (seed 0): to measure or to try out.
+
+    Args:
+        model: a model name or a config.
+        **options: ``num_classes`` and ``size``.
+    """
+    return _module(task_of(model)).untrained_predictor(model, **options)
+
+
 def task_of(model: Any) -> str:
     """Task of a model name, a model or a config ("classification" ...)."""
     from zoo.registry import MODELS
