@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from zoo.detection.criterion import SetCriterion
+from zoo.detection.denoising import Denoising
 from zoo.detection.dino_criterion import DINOCriterion
+from zoo.detection.dn_criterion import DNCriterion
 from zoo.detection.mask_head import masks_at_original_size
 from zoo.detection.matcher import HungarianMatcher
 from zoo.detection.postprocess import best_of_pairs, best_of_queries
@@ -35,20 +37,32 @@ def _found(indices: Any) -> list[dict[str, Tensor]]:
     return [{"src": i, "tgt": j} for i, j in indices]
 
 
+def _restored(outputs: dict[str, Any], inputs: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The predictions of DN-DETR's denoising queries, and what they stand for."""
+    *first, last = ({"pred_logits": c, "pred_boxes": b} for c, b in zip(outputs["dn_class"], outputs["dn_coord"]))
+    known, groups = inputs["known_indice"], kwargs["scalar"]
+    labels, boxes = (torch.cat([t[k] for t in inputs["targets"]])[known] for k in ("labels", "boxes"))
+    where = inputs["batch_idx"].repeat(groups), inputs["map_known_indice"]
+    empty = torch.empty(0)
+    queries = Denoising(empty, empty, empty, groups, kwargs["pad_size"], where, labels, boxes)
+    return {"dn_outputs": last | {"aux_outputs": first}, "denoising": queries}
+
+
 def run(entry: str, kwargs: dict[str, Any], state: dict[str, Tensor], inputs: dict[str, Any]) -> dict[str, Any]:
     softmax = entry.startswith("models/detr.py")
     dino = entry.startswith("models/dino/")
-    dab = entry.startswith("models/DAB_DETR/")
+    dn = entry.startswith("models/DN_DAB_DETR/")
+    dab = dn or entry.startswith("models/DAB_DETR/")
     if not (softmax or dino or dab or entry.startswith(("models/conditional_detr.py", "models/deformable_detr.py"))):
         raise LookupError(entry)
     classification = "softmax" if softmax else "focal"
     eps = 1e-6 if dino or dab else 0.0
-    given = kwargs.get("matcher") or {"cost_class": 1, "cost_bbox": 5, "cost_giou": 2}
+    given = kwargs.get("matcher") or {"cost_class": 1 if softmax else 2, "cost_bbox": 5, "cost_giou": 2}
     matcher = HungarianMatcher(**given, classification=classification, eps=eps)
     weights = {k: inputs["weight_dict"][k].item() for k in _KINDS if k in inputs["weight_dict"]}
     options = dict(weights=weights, losses=kwargs["losses"], classification=classification, eps=eps)
     options |= {k: kwargs[k] for k in ("focal_alpha", "eos_coef") if k in kwargs}
-    kind = DINOCriterion if dino else SetCriterion
+    kind = DINOCriterion if dino else DNCriterion if dn else SetCriterion
     criterion = kind(kwargs["num_classes"], matcher, **options, log_parts=dino or dab)
     criterion.train(kwargs.get("training", True))
 
@@ -60,6 +74,8 @@ def run(entry: str, kwargs: dict[str, Any], state: dict[str, Tensor], inputs: di
             "size": kwargs["pad_size"],
         }
     targets = inputs["targets"]
+    if "dn_class" in outputs:
+        given_outputs |= _restored(outputs, inputs, kwargs)
     losses = criterion(given_outputs, targets)
     total = criterion.total(losses)
     total.backward()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from zoo.weights.importers._official import refuse
 
 BACKBONE = "backbone.0.body."
+#: learned positions, which the authors keep beside the backbone
+POSITION = "backbone.1."
 
 
 def backbone_config(entry: str, kwargs: Mapping[str, Any], levels: int) -> dict[str, Any] | None:
@@ -49,9 +51,6 @@ def backbone_config(entry: str, kwargs: Mapping[str, Any], levels: int) -> dict[
     return None
 
 
-Rename = Callable[[str], str]
-
-
 def without_copies(state: Mapping[str, Tensor], same: Callable[[str], str | None]) -> dict[str, Tensor]:
     """Drop keys that only repeat another one's tensor.
 
@@ -79,7 +78,8 @@ def split_backbone(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
         for k, v in state.items()
         if k.startswith(BACKBONE) and not k.endswith("num_batches_tracked") and not k[len(BACKBONE) :].startswith("fc.")
     }
-    return backbone, {k: v for k, v in state.items() if not k.startswith(BACKBONE)}
+    rest = {k: v for k, v in state.items() if not k.startswith(BACKBONE)}
+    return backbone, {k.replace(POSITION, "position.") if k.startswith(POSITION) else k: v for k, v in rest.items()}
 
 
 def joined(backbone: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -90,8 +90,56 @@ def joined(backbone: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dic
 
 
 def parted(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The inverse of :func:`joined`, the backbone under the authors' names."""
-    if not any(k.startswith("network.") for k in state):
-        return {}, dict(state)
-    backbone = {BACKBONE + k[len("backbone.") :]: v for k, v in state.items() if k.startswith("backbone.")}
-    return backbone, {k[len("network.") :]: v for k, v in state.items() if k.startswith("network.")}
+    """The inverse of :func:`joined`, backbone and positions under the authors' names."""
+    whole = any(k.startswith("network.") for k in state)
+    backbone = {BACKBONE + k[len("backbone.") :]: v for k, v in state.items() if whole and k.startswith("backbone.")}
+    network = {k.removeprefix("network."): v for k, v in state.items() if not (whole and k.startswith("backbone."))}
+    return backbone, {
+        k.replace("position.", POSITION) if k.startswith("position.") else k: v for k, v in network.items()
+    }
+
+
+#: arguments of the authors' training scripts -> the transformer's
+DENSE_SCRIPT = dict(
+    hidden_dim="d_model",
+    nheads="nhead",
+    enc_layers="num_encoder_layers",
+    dec_layers="num_decoder_layers",
+    dim_feedforward="dim_feedforward",
+    dropout="dropout",
+    pre_norm="normalize_before",
+)
+#: arguments of the scripts that no weight depends on
+ONLY_TRAINING = frozenset(
+    {
+        "set_cost_class", "set_cost_bbox", "set_cost_giou", "cls_loss_coef", "bbox_loss_coef", "giou_loss_coef",
+        "mask_loss_coef", "dice_loss_coef", "focal_alpha", "eos_coef", "masks",
+    }
+)  # fmt: skip
+
+
+def from_script(kwargs: Mapping[str, Any], names: Mapping[str, str], skipped: Iterable[str]) -> dict[str, Any]:
+    """Arguments of the constructors from those of a training script (which checkpoints keep as ``args``)."""
+    skipped = set(skipped)
+    found = {k: v for k, v in kwargs.items() if k not in names and k not in skipped}
+    found["transformer"] = {own: kwargs[k] for k, own in names.items() if k in kwargs}
+    found["transformer"]["return_intermediate_dec"] = True
+    return found
+
+
+def detector_config(
+    entry: str, kwargs: Mapping[str, Any], args: Mapping[str, Any], network: dict[str, Any], levels: int
+) -> dict[str, Any]:
+    """The spec of a whole detector where the authors' arguments name a backbone, else of the network over given maps.
+
+    Raises:
+        ValueError: neither a backbone nor the channels of the maps.
+    """
+    from zoo.detection.detector import Detector
+
+    backbone = backbone_config(entry, kwargs, levels)
+    if backbone is not None:
+        return dict(type=Detector, backbone=backbone, network=network)
+    if args["backbone_channels"] is None:
+        raise refuse(entry, "backbone", None, "a ResNet's name")
+    return {**network, "channels": tuple(args["backbone_channels"])}

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.weights.importers._detr import backbone_config, joined, parted, split_backbone, without_copies
+from zoo.weights.importers._detr import detector_config, joined, parted, split_backbone, without_copies
 from zoo.weights.importers._official import official_arguments, refuse
 
 NETWORK = "models/deformable_detr.py:DeformableDETR"
@@ -81,7 +81,6 @@ def config_from_official(entry: str, kwargs: Mapping[str, Any]) -> dict[str, Any
         TypeError, ValueError: an argument that the authors' constructor does not have, or that is not supported.
     """
     from zoo.detection.deformable_detr import DeformableDETR
-    from zoo.detection.detector import Detector
 
     if entry != NETWORK:
         raise LookupError(f"entry {entry!r} is not known; accepted is {NETWORK!r}")
@@ -110,12 +109,7 @@ def config_from_official(entry: str, kwargs: Mapping[str, Any]) -> dict[str, Any
         position=args["position_embedding"],
         transformer=inner,
     )
-    backbone = backbone_config(entry, kwargs, args["num_feature_levels"])
-    if backbone is not None:
-        return dict(type=Detector, backbone=backbone, network=network)
-    if args["backbone_channels"] is None:
-        raise refuse(entry, "backbone", None, "a ResNet's name")
-    return {**network, "channels": tuple(args["backbone_channels"])}
+    return detector_config(entry, kwargs, args, network, levels=args["num_feature_levels"])
 
 
 _ALIAS = re.compile(r"transformer\.decoder\.((?:bbox|class)_embed\..*)")
