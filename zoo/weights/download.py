@@ -356,6 +356,8 @@ class _Watched:
     def connect(self) -> None:
         super().connect()  # type: ignore[misc]
         self.watch.sockets.append(self.sock)  # type: ignore[attr-defined]
+        if self.watch.expired:
+            raise TimeoutError
 
 
 def _watched(kind: type, watch: _Watch) -> type:

@@ -60,7 +60,13 @@ def fetch(text: str) -> Path:
     folder = home() / "huggingface"
     try:
         found = hub.hf_hub_download(
-            repository, file, revision=revision, cache_dir=folder, local_files_only=is_offline(), etag_timeout=20
+            repository,
+            file,
+            revision=revision,
+            cache_dir=folder,
+            local_files_only=is_offline(),
+            etag_timeout=20,
+            endpoint=os.environ.get("HF_ENDPOINT"),
         )
     except Exception as error:  # its own classes, those of its HTTP library, and OSError
         raise ConnectionError(
@@ -99,9 +105,30 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{path} is no JSON: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("arguments"), dict):
         raise CheckpointError(f"{path} is no config of attnzoo: 'architecture' and 'arguments' are expected")
-    if config.get("architecture") not in MODELS:
-        raise CheckpointError(f"{path}: {config.get('architecture')!r} is no model of this version ({__version__})")
+    architecture = config.get("architecture")
+    if not isinstance(architecture, str) or architecture not in MODELS:
+        raise CheckpointError(f"{path}: {architecture!r} is no model of this version ({__version__})")
+    try:
+        check_arguments_of_strangers(config["arguments"])
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     return config
+
+
+def check_arguments_of_strangers(arguments: Any, depth: int = 8) -> None:
+    """Raise ValueError unless a config's arguments are plain values, and parts are named as they are registered.
+
+    A part (``dict(type=...)``) may elsewhere be any importable name; here it could call anything.
+    """
+    if arguments is None or isinstance(arguments, bool | int | float | str):
+        return
+    if depth <= 0 or not isinstance(arguments, dict | list | tuple):
+        raise ValueError(f"arguments are numbers, text, lists and mappings of these, got {type(arguments).__name__}")
+    for key, value in arguments.items() if isinstance(arguments, dict) else enumerate(arguments):
+        names_a_part = key == "type" or depth == 8
+        if names_a_part and isinstance(value, str) and re.fullmatch(r"\w*", value) is None:
+            raise ValueError(f"{key}={value!r}: parts are named as they are registered, such as 'agent'")
+        check_arguments_of_strangers(value, depth - 1)
 
 
 def push(
@@ -139,6 +166,7 @@ def push(
     if revision is not None or file != WEIGHTS:
         raise ValueError(f"{repository!r}: owner/name is expected")
     arguments = dict(arguments or {})
+    check_arguments_of_strangers(arguments)
     built = create_model(model, **arguments)
     report = load_weights(built, weights)
     state = {k: v.detach().contiguous().clone() for k, v in built.state_dict().items() if isinstance(v, torch.Tensor)}
@@ -152,7 +180,7 @@ def push(
         "README.md": model_card(model, model_info(model), repository=name).encode(),
     }
     try:
-        api = hub.HfApi()
+        api = hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
         api.create_repo(name, private=private, exist_ok=True)
         done = api.create_commit(
             name,

@@ -65,7 +65,7 @@ SYSTEM: _Rules = {
     "system": (_text, "text", True),
     "title": (_text, "text", True),
     "task": (_text, "text", True),
-    "models": (lambda v: isinstance(v, dict) and bool(v), "a mapping of model names", True),
+    "models": (lambda v: isinstance(v, dict), "a mapping of model names", True),
     "paper": (_or_null(_text), "text or null", False),
     "source": (_or_null(_text), "text or null", False),
     "licence": (_or_null(_text), "text or null", False),
