@@ -1,0 +1,29 @@
+"""mavit-base, ImageNet-1K at 224 pixels, 300 epochs.
+
+Command:   torchrun --nproc_per_node 8 -m zoo.cli train mavit-base_cls_300e_in1k --amp
+Hardware:  written for 8 GPUs with 128 images each (global batch 1024)
+Time:      not measured here
+Score:     none published that was found; not trained here
+Schedule:  the authors', as far as this zoo has it (no repeated augmentation); their rate of drop path for B
+           was not found, this is their script's default
+"""
+
+from mmengine.config import read_base
+
+from zoo.backbones.mala import mavit_base
+from zoo.classification.model import ImageClassifier
+from zoo.engine.hooks import EMAHook
+
+with read_base():
+    from .._base_.default_runtime import *
+    from .._base_.imagenet import *
+    from .._base_.schedule_in1k_300e import *
+
+model = dict(
+    type=ImageClassifier,
+    backbone=dict(type=mavit_base, drop_path_rate=0.1),
+    num_classes=1000,
+    mixup=dict(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1),
+)
+param_scheduler.update(warmup_epochs=5)
+custom_hooks = [dict(type=EMAHook, decay=0.99992)]

@@ -1,0 +1,25 @@
+"""taylorshift-vit-small, ImageNet-1K at 224 pixels, 300 epochs.
+
+Command:   torchrun --nproc_per_node 8 -m zoo.cli train taylorshift-vit-small_cls_300e_in1k --amp
+Hardware:  written for 8 GPUs with 128 images each (global batch 1024)
+Time:      not measured here
+Score:     none published for this model that was found; not trained here
+Schedule:  this zoo's own for ImageNet-1K
+"""
+
+from mmengine.config import read_base
+
+from zoo.backbones.taylorshift import taylorshift_vit_small
+from zoo.classification.model import ImageClassifier
+
+with read_base():
+    from .._base_.default_runtime import *
+    from .._base_.imagenet import *
+    from .._base_.schedule_in1k_300e import *
+
+model = dict(
+    type=ImageClassifier,
+    backbone=dict(type=taylorshift_vit_small, drop_path_rate=0.05),
+    num_classes=1000,
+    mixup=dict(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1),
+)
