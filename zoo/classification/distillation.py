@@ -185,7 +185,7 @@ class DistilledClassifier(ImageClassifier):
         if teacher is not None:
             spec = teacher if isinstance(teacher, dict) else {"type": teacher}
             self.teacher = build({"num_classes": self.num_classes, **spec}, MODELS)
-            if teacher_weights is not None:
+            if teacher_weights is not None and not next(self.teacher.parameters()).is_meta:
                 from zoo.weights.load import load_weights
 
                 load_weights(self.teacher, teacher_weights)
