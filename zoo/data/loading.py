@@ -206,6 +206,8 @@ def _turn(array: np.ndarray, orientation: int) -> np.ndarray:
 def _check_mode(image: Image.Image, path: str) -> None:
     if image.mode == "F":
         raise _error(path, "its pixels are floating-point numbers; accepted are integer images")
+    if image.mode == "P" and image.format == "PNG" and image.palette is None:
+        raise _error(path, "its colours are numbers of a palette, which it lacks")
 
 
 def _pillow(image: Image.Image, path: str) -> np.ndarray:
