@@ -17,6 +17,7 @@ VERBS = (
     "train",
     "test",
     "predict",
+    "explain",
     "compare",
     "bench",
     "data",

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from zoo.analysis.rollout import rollout
 from zoo.mixers.base import Mixer
+from zoo.mixers.sampling import place
 from zoo.registry import did_you_mean
 from zoo.viz.figures import new_figure, save_figure
 
@@ -192,7 +193,7 @@ def attention_heat(record: AttentionRecord, query: tuple[float, float] | None = 
     """
     height, width = record.grid
     attention = record.map.mean(0)  # [N, N]
-    row = attention.mean(0) if query is None else attention[_index(query, height, width)]
+    row = attention.mean(0) if query is None else attention[position_of(query, height, width)]
     return (row * row.numel()).reshape(height, width).numpy()
 
 
@@ -207,15 +208,14 @@ def attention_rollout(records: Sequence[AttentionRecord], query: tuple[float, fl
         query: as in :func:`attention_heat`, a position of the last record.
     """
     flow = rollout(records)  # [N of the last, N of the first]
-    row = flow.mean(0) if query is None else flow[_index(query, *records[-1].grid)]
+    row = flow.mean(0) if query is None else flow[position_of(query, *records[-1].grid)]
     return (row * row.numel()).reshape(records[0].grid).numpy()
 
 
-def _index(query: tuple[float, float], height: int, width: int) -> int:
-    y, x = query
-    if not (0 <= y <= 1 and 0 <= x <= 1):
-        raise ValueError(f"query={query} must be (y, x) between 0 and 1, shares of the image's height and width")
-    return min(int(y * height), height - 1) * width + min(int(x * width), width - 1)
+def position_of(query: tuple[float, float], height: int, width: int) -> int:
+    """The position, row-major, that shares (y, x) of a map's height and width lie in; raises ValueError."""
+    row, column = place(query, height, width)
+    return row * width + column
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, *, alpha: float = 0.55, colormap: str = "inferno") -> np.ndarray:
