@@ -214,6 +214,10 @@ class DeformableDETR(nn.Module):
         if not self.two_stage:
             nn.init.constant_(self.bbox_embed[0].layers[-1].bias[2:], -2.0)
 
+    def make_levels(self, features: Sequence[Tensor], mask: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The backbone's maps and the images' padding to the transformer's levels and their padding."""
+        return self.input_proj(features, mask)
+
     def forward(self, features: Sequence[Tensor], mask: Tensor, targets: Any = None) -> dict[str, Any]:
         """Predict.
 
@@ -226,7 +230,7 @@ class DeformableDETR(nn.Module):
             ``pred_logits [B, Q, classes]``, ``pred_boxes [B, Q, 4]`` (cx, cy, w, h in 0 ... 1), ``aux_outputs`` (the
             same of all layers but the last), in two stages ``enc_outputs``; and the transformer's intermediates.
         """
-        levels, masks = self.input_proj(features, mask)
+        levels, masks = self.make_levels(features, mask)
         positions = [self.position(m).to(x.dtype) for m, x in zip(masks, levels)]
         query_embed = None if self.query_embed is None else self.query_embed.weight
         out = self.transformer(
@@ -240,7 +244,7 @@ class DeformableDETR(nn.Module):
             if start.shape[-1] == 2:
                 start = torch.cat([start, torch.zeros_like(start)], dim=-1)
             predictions.append({"pred_logits": self.class_embed[i](hidden), "pred_boxes": (delta + start).sigmoid()})
-        out |= predictions[-1] | {"masks": masks}
+        out |= predictions[-1] | {"masks": masks, "levels": levels}
         if self.aux_loss:
             out["aux_outputs"] = predictions[:-1]
         if self.two_stage:
