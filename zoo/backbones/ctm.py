@@ -162,9 +162,9 @@ class CTM(Backbone):
             if value not in accepted:
                 raise ValueError(f"{name}={value!r}: accepted are {', '.join(map(repr, accepted))}")
         counts = dict(iterations=iterations, heads=heads, synapse_depth=synapse_depth, memory_length=memory_length)
-        for name, value in {**counts, "n_synch_out": n_synch_out, "n_synch_action": n_synch_action}.items():
-            if value < 1:
-                raise ValueError(f"{name}={value}: accepted are numbers from 1")
+        for name, count in {**counts, "n_synch_out": n_synch_out, "n_synch_action": n_synch_action}.items():
+            if count < 1:
+                raise ValueError(f"{name}={count}: accepted are numbers from 1")
         if d_input % heads:
             raise ValueError(f"d_input={d_input} must be a multiple of heads={heads}")
         if neuron_select_type == "first-last" and n_synch_out + n_synch_action > d_model:

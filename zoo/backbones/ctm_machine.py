@@ -104,6 +104,8 @@ class Synchronisation(nn.Module):
         dense: see there.
     """
 
+    left: Tensor
+    right: Tensor
     rows: Tensor | None
     columns: Tensor | None
 

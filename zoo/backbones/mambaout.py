@@ -197,7 +197,7 @@ class MambaOut(Backbone):
 
     def _make_head(self, num_classes: int) -> None:
         self.norm: nn.Module | None = None
-        self.head: nn.Module | None = None
+        self.head: MlpHead | LinearHead | None = None
         if not num_classes:
             return
         self.norm = nn.LayerNorm(self.num_features, eps=self.head_norm_eps)
@@ -268,7 +268,7 @@ def _init_weights(m: nn.Module) -> None:
 @register_model(task="classification", family="mambaout", input_size=32)
 @variant(MambaOut)
 def mambaout_nano() -> dict[str, Any]:
-    """For small images (32 x 32), 0.6 M parameters with 10 classes."""
+    """For small images (32 x 32)."""
     return dict(depths=(1, 1, 2, 1), dims=(32, 64, 96, 128), kernel_size=5)
 
 

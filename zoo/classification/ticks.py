@@ -83,7 +83,8 @@ class TickClassifier(ImageClassifier):
             raise TypeError(f"{type(self.backbone).__name__}: accepted are backbones with think(), with their own head")
 
     def _logits(self, images: Tensor) -> Tensor:
-        return self.backbone.think(images).predictions if self.training else super()._logits(images)
+        think: Any = self.backbone.think
+        return think(images).predictions if self.training else super()._logits(images)
 
     def _predict(self, logits: Tensor, samples: list[ClsDataSample] | None) -> list[ClsDataSample]:
         if logits.ndim == 3:

@@ -119,7 +119,7 @@ class Mega(SequenceMixer):
 
     def bias(self, tokens: int) -> Tensor:
         """b of all pairs, ``[N, N]``."""
-        table = self.distance_bias
+        table: Tensor = self.distance_bias
         if self.chunk is None and table.shape[0] != 2 * tokens - 1:
             if tokens == 1:
                 table = table[table.shape[0] // 2][None]

@@ -132,7 +132,8 @@ class PartialSelfAttention(PartialAttention):
 
     def bias(self, height: int, width: int) -> Tensor:
         """``[heads, H*W, H*W]``: of the offset of each pair of places."""
-        table, size = self.table, (2 * height - 1, 2 * width - 1)
+        table: Tensor = self.table
+        size = (2 * height - 1, 2 * width - 1)
         if table.shape[2:] != size:
             table = F.interpolate(table, size=size, mode="bilinear", align_corners=False)
         rows, columns = (torch.arange(n, device=table.device) for n in (height, width))
