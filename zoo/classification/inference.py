@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -288,15 +287,9 @@ def _classifier_of_config(
 
 def _recorded_config(meta: dict[str, Any]) -> Any:
     """The config that a checkpoint of our runner records, checked, or None."""
-    text = meta.get("cfg")
-    if not text:
-        return None
-    from zoo.engine.config import load_config
+    from zoo.engine.recorded import recorded_config
 
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "recorded.py"
-        file.write_text(text, encoding="utf-8")
-        return load_config(file)
+    return recorded_config(meta.get("cfg"))
 
 
 class _Logits(nn.Module):
