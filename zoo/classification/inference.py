@@ -68,8 +68,9 @@ class Prediction(Result):
         from zoo.viz.predictions import Prediction as Picture
         from zoo.viz.predictions import draw_predictions
 
+        image = self.image  # first, for its error where there is none
         names, scores = zip(*self.top)
-        picture = Picture(self.image, names, scores, title=Path(self.source).name)
+        picture = Picture(image, names, scores, title=Path(self.source).name)
         figure = draw_predictions([picture], columns=1, topk=len(names))
         figure.set_dpi(120)
         figure.canvas.draw()

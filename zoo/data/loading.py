@@ -122,8 +122,12 @@ def pil_to_rgb(image: Image.Image, name: str = "<PIL image>") -> np.ndarray:
     """
 
     def convert() -> np.ndarray:
-        image.load()  # turns a TIFF upright and drops its orientation
-        return _turn(_pillow(image, name), _exif_orientation(image))
+        if image.format == "TIFF" and getattr(image, "filename", ""):
+            # Pillow turns a TIFF upright when it loads it, except when it maps the file into memory (Pillow 13).
+            file, image.filename = image.filename, ""  # type: ignore[attr-defined]
+            image.load()
+            image.filename = file  # type: ignore[attr-defined]
+        return _turn(_pillow(image, name), 1 if image.format == "TIFF" else _exif_orientation(image))
 
     return _guarded(name, convert)
 

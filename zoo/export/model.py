@@ -90,8 +90,8 @@ def export_model(
         format: one of :data:`FORMATS`; by the ending of ``path`` by default (``.pt2``: "torch-export").
         weights: checkpoint file; for a name without it, the weights that the index knows.
         size: height and width in pixels; the model's own by default.
-        dynamic: "all", "batch" or "none"; where the model does not allow "all", "batch" is taken and the report says
-            why.
+        dynamic: "all", "batch" or "none"; where the model and the format do not allow one, the next is taken, and the
+            report says why.
         batch: number of images where it is fixed.
         tolerance: largest relative error against PyTorch.
 
@@ -117,14 +117,15 @@ def export_model(
         raise ExportError("the weights have more than 2 GiB, which one ONNX file cannot hold; use torch-export or aoti")
     notes: list[str] = []
     path.parent.mkdir(parents=True, exist_ok=True)
-    levels = DYNAMIC[DYNAMIC.index(dynamic) :][: 2 if dynamic == "all" else 1]
+    levels = DYNAMIC[DYNAMIC.index(dynamic) :]
     for level in levels:
         try:
             return _write(predictor, network, path, format, level, batch, tolerance, notes)
         except ExportError as error:
             if level == levels[-1]:
                 raise
-            notes.append(f"the size could not be left open: {error}")
+            what = "size" if level == "all" else "number of images"
+            notes.append(f"the {what} could not be left open: {error}")
     raise AssertionError("not reached")
 
 
