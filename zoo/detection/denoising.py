@@ -119,6 +119,7 @@ def contrastive_denoising(
     label_noise_ratio: float = 0.5,
     box_noise_scale: float = 0.4,
     draws: Draws | None = None,
+    always_share: bool = False,
 ) -> Denoising:
     """Noised objects in pairs: a positive near the object, which shall be restored, a negative further off, which not.
 
@@ -132,6 +133,7 @@ def contrastive_denoising(
         box_noise_scale: the largest shift of a corner, in half widths and heights, of positives; negatives are shifted
             by one to two times that.
         draws: source of random numbers.
+        always_share: ``dn_number`` is shared among the objects of the fullest image below 50 too (detrex).
 
     Returns:
         The queries; a group is all positives and then all negatives, padded to the image with most objects.
@@ -142,7 +144,7 @@ def contrastive_denoising(
     groups = 2 * dn_number
     if objects.most == 0 or groups < 1:
         groups = 1
-    elif groups >= 100:
+    elif groups >= 100 or always_share:
         groups = max(1, groups // (2 * objects.most))
     size = 2 * objects.most * groups
     clean, clean_boxes = objects.labels.repeat(2 * groups), objects.boxes.repeat(2 * groups, 1)

@@ -1,0 +1,60 @@
+"""The typed sample of a detected image: objects that are there, objects that were found, where the image came from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.structures import BaseDataElement, InstanceData
+from torch import Tensor
+
+
+class DetDataSample(BaseDataElement):
+    """One image's objects.
+
+    Data fields (all optional), each an ``InstanceData`` with a row an object:
+        gt_instances: ``boxes`` float ``[N, 4]`` (x0, y0, x1, y1) in pixels of the image that the network gets,
+            ``labels`` int64 ``[N]``, and ``masks`` bool ``[N, h, w]`` where they are loaded.
+        pred_instances: ``boxes`` float ``[N, 4]`` in pixels of the original image, ``labels``, ``scores``, best first.
+
+    Meta information: ``img_path``, ``img_id``, ``sample_idx``, ``ori_shape`` (height, width of the original image),
+    ``img_shape`` (of the image that the network gets, without padding), ``scale_factor`` (width, height: network's
+    over original's; only where the image was resized as a whole), ``ground_truth`` (what the metrics read).
+    """
+
+    def set_gt(self, boxes: Any, labels: Any, masks: Any = None) -> DetDataSample:
+        """Set ``gt_instances``.
+
+        Raises:
+            ValueError: other shapes than ``[N, 4]`` and ``[N]``.
+        """
+        fields = {"boxes": _boxes("boxes", boxes), "labels": torch.as_tensor(labels, dtype=torch.int64).reshape(-1)}
+        if len(fields["boxes"]) != len(fields["labels"]):
+            raise ValueError(f"{len(fields['boxes'])} boxes have {len(fields['labels'])} labels")
+        if masks is not None:
+            fields["masks"] = torch.as_tensor(masks, dtype=torch.bool)
+        self.gt_instances = InstanceData(**fields)
+        return self
+
+    def set_pred(self, boxes: Tensor, labels: Tensor, scores: Tensor) -> DetDataSample:
+        """Set ``pred_instances``; the rows are put in the order of falling scores.
+
+        Raises:
+            ValueError: other shapes than ``[N, 4]``, ``[N]`` and ``[N]``.
+        """
+        boxes = _boxes("boxes", boxes)
+        if not len(boxes) == len(labels) == len(scores):
+            raise ValueError(f"{len(boxes)} boxes have {len(labels)} labels and {len(scores)} scores")
+        order = scores.argsort(descending=True, stable=True)
+        self.pred_instances = InstanceData(boxes=boxes[order], labels=labels[order], scores=scores[order])
+        return self
+
+
+def _boxes(name: str, value: Any) -> Tensor:
+    boxes = torch.as_tensor(value)
+    boxes = boxes if boxes.is_floating_point() else boxes.float()
+    if boxes.numel() == 0:
+        return boxes.reshape(0, 4)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"{name} has shape {tuple(boxes.shape)}; accepted is [N, 4]")
+    return boxes
