@@ -149,15 +149,28 @@ def halo(
     wide = torch.promote_types(q.dtype, torch.float32)
     q_w = q_t.to(wide)
     rel = torch.arange(win, device=q.device) - torch.arange(by, device=q.device)[:, None] + win - 1  # [y, Y]
-    mask = None
+    factor = scale if scale_position else 1.0
+    down = across = None
     if rel_height is not None:
-        mask = torch.einsum("thyxd,yYd->thyxY", q_w, rel_height.to(wide)[rel])[..., None]
+        down = torch.einsum("thyxd,yYd->thyxY", q_w, rel_height.to(wide)[rel] * factor)[..., None]
     if rel_width is not None:
-        across = torch.einsum("thyxd,xXd->thyxX", q_w, rel_width.to(wide)[rel])[..., None, :]
-        mask = across if mask is None else mask + across
-    if mask is not None:
-        mask = mask.expand(-1, -1, -1, -1, win, win).reshape(-1, heads, by * by, win * win)
-        mask = mask * scale if scale_position else mask
-    out = F.scaled_dot_product_attention(q_t.flatten(2, 3), halos(k), halos(v), attn_mask=mask, scale=scale)
+        across = torch.einsum("thyxd,xXd->thyxX", q_w, rel_width.to(wide)[rel] * factor)[..., None, :]
+    q_t, k_t, v_t = q_t.flatten(2, 3), halos(k), halos(v)
+
+    def attend(blocks: slice) -> torch.Tensor:
+        parts = [t[blocks] for t in (down, across) if t is not None]
+        mask = None
+        if parts:
+            mask = parts[0] + parts[1] if len(parts) == 2 else parts[0]
+            mask = mask.expand(-1, -1, -1, -1, win, win).reshape(-1, heads, by * by, win * win)
+        return F.scaled_dot_product_attention(q_t[blocks], k_t[blocks], v_t[blocks], attn_mask=mask, scale=scale)
+
+    tiles = B * ny * nx
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or (down is None and across is None):
+        out = attend(slice(None))
+    else:
+        # The relative logits of all blocks are far larger than everything else: some blocks at a time stay in cache.
+        step = max(1, CHUNK_BYTES // (heads * by * by * win * win * wide.itemsize))
+        out = torch.cat([attend(slice(i, i + step)) for i in range(0, tiles, step)]) if tiles else attend(slice(None))
     out = out.view(B, ny, nx, heads, by, by, dv).permute(0, 1, 4, 2, 5, 3, 6)  # [B, ny, y, nx, x, h, dv]
     return out.reshape(*q.shape[:-1], dv)
