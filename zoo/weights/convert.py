@@ -133,7 +133,8 @@ def revert(
     if target.suffix == ".safetensors":
         save_safetensors(target, official, {"format": "pt"})
     else:
-        owned = {k: v.contiguous().clone() for k, v in official.items()}
+        copies: dict[Any, Tensor] = {}  # several names of one tensor stay one
+        owned = {k: copies.setdefault((v.data_ptr(), v.shape, v.stride()), v.clone()) for k, v in official.items()}
         save_atomically(target, lambda file: torch.save({"model": owned}, file))
     return Conversion(entries[0], None, len(official), sum(v.numel() for v in official.values()), target)
 
@@ -216,7 +217,20 @@ def _choose(
     if problem is not None:
         raise problem
     entry, _, converted = candidates[0]
+    if not _checks_keys(module, entry):
+        raise CheckpointError(
+            f"{source} fits no registered model; say which it is of: arguments of {entry}, or a model's name"
+        )
     return entry, converted, None
+
+
+def _checks_keys(module: Any, entry: str) -> bool:
+    """Whether an importer refuses unknown keys by itself; some leave that to the model."""
+    try:
+        module.convert_state_dict(entry, {"no_such.part.weight": torch.zeros(1)})
+    except (KeyError, ValueError):
+        return True
+    return False
 
 
 def _readings(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
