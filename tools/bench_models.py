@@ -95,7 +95,35 @@ def comparisons(with_compile: bool) -> list[Callable[[], Comparison]]:
             "BiFormer-tiny 224 fp32 eager", "attnzoo", "gather formulation", 1.3, lambda: ours(x), lambda: peer(x)
         )
 
+    def linear(name: str, size: int) -> Callable[[], Comparison]:
+        def linear_attention() -> Comparison:
+            sys.path.insert(0, str(ROOT / "tools"))
+            from peers.linear_attention import with_plain_attention
+
+            import zoo
+
+            torch.manual_seed(0)
+            ours = zoo.create_model(name).eval()
+            peer = with_plain_attention(ours)
+            x = torch.randn(4, 3, size, size)
+            what = f"{name} {size} fp32 eager"
+            return Comparison(what, "attnzoo", "the paper's formulation", 1.0, lambda: ours(x), lambda: peer(x))
+
+        return linear_attention
+
     found = [davit_eager, davit_bf16, biformer_eager]
+    found += [
+        linear(name, size)
+        for name, size in (
+            ("inline_deit_tiny", 224),
+            ("inline_pvt_tiny", 224),
+            ("inline_swin_tiny", 224),
+            ("inline_cswin_tiny", 224),
+            ("mavit_tiny", 224),
+            ("taylorshift_vit_tiny", 224),
+            ("taylorshift_vit_micro", 512),
+        )
+    ]
     return [*found, davit_compiled] if with_compile else found
 
 
