@@ -56,7 +56,7 @@ def definition(mixer: Mega, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("tokens", [1, 7, 12])
+@pytest.mark.parametrize("tokens", [1, 7, 70])
 def test_moving_average_equals_the_recurrence(tokens, bidirectional):
     torch.manual_seed(0)
     ema = DampedEMA(3, 4, bidirectional).double()

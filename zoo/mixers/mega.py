@@ -48,9 +48,12 @@ class DampedEMA(nn.Module):
     def kernel(self, tokens: int) -> Tensor:
         """K of each direction and channel, ``[1 or 2, C, N]``."""
         alpha, delta = self.alpha.sigmoid(), self.delta.sigmoid()
-        steps = torch.arange(tokens, device=alpha.device, dtype=alpha.dtype)
-        decayed = torch.exp(torch.log1p(-alpha * delta).unsqueeze(-1) * steps)  # [directions, C, h, N]
-        return ((self.eta * alpha * self.beta).unsqueeze(-1) * decayed).sum(2)
+        log_decay = torch.log1p(-alpha * delta).unsqueeze(-1)  # [directions, C, h, 1]
+        # decay^(64 a + b) is a product: far fewer powers, and no tensor of C * h * N
+        high = 64 * torch.arange((tokens + 63) // 64, device=alpha.device, dtype=alpha.dtype)
+        low = torch.arange(64, device=alpha.device, dtype=alpha.dtype)
+        weighted = (self.eta * alpha * self.beta).unsqueeze(-1) * torch.exp(log_decay * high)  # [directions, C, h, a]
+        return (weighted.transpose(2, 3) @ torch.exp(log_decay * low)).flatten(2)[..., :tokens]
 
     def forward(self, x: Tensor) -> Tensor:
         N = x.shape[1]
