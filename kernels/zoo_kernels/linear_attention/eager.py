@@ -149,7 +149,7 @@ def taylor(
         q = q * _wide(temperature)[:, None, None]
     if not linear:
         x = q @ k.transpose(-1, -2)
-        w_BhNM = (a * x + b) * x + c
+        w_BhNM = (x * a).add_(b).mul(x).add_(c)  # no product saves what it gave, so that may be changed
         out_BhNe = w_BhNM @ v / w_BhNM.sum(-1, keepdim=True)
     else:
         # A column of ones: numerator and denominator in one product.
