@@ -150,11 +150,12 @@ def halo(
     q_w = q_t.to(wide)
     rel = torch.arange(win, device=q.device) - torch.arange(by, device=q.device)[:, None] + win - 1  # [y, Y]
     factor = scale if scale_position else 1.0
+    # Contiguous, so that their sum, which is large, is and need not be copied.
     down = across = None
     if rel_height is not None:
-        down = torch.einsum("thyxd,yYd->thyxY", q_w, rel_height.to(wide)[rel] * factor)[..., None]
+        down = torch.einsum("thyxd,yYd->thyxY", q_w, rel_height.to(wide)[rel] * factor).contiguous()[..., None]
     if rel_width is not None:
-        across = torch.einsum("thyxd,xXd->thyxX", q_w, rel_width.to(wide)[rel] * factor)[..., None, :]
+        across = torch.einsum("thyxd,xXd->thyxX", q_w, rel_width.to(wide)[rel] * factor).contiguous()[..., None, :]
     q_t, k_t, v_t = q_t.flatten(2, 3), halos(k), halos(v)
 
     def attend(blocks: slice) -> torch.Tensor:
