@@ -17,6 +17,9 @@ from zoo_kernels.linear_attention import inline_attention
 
 FEATURE_MAPS = ("identity", "relu", "leaky_relu", "exp")
 
+#: positions up to which a CPU convolves all images of a batch at once, each with its own weights
+GROUPED = 256
+
 
 def features(x: Tensor, feature_map: str) -> Tensor:
     """The elementwise maps: max(x, 0), with a slope of 0.01 below 0, ``exp(0.2 x)``, or x itself."""
@@ -47,11 +50,11 @@ class PredictedConv(nn.Module):
         B, H, W, C = x.shape
         weight = self.fc2(self.act(self.fc1(summary.unsqueeze(-1))))  # [B, C * 9, 1], taps row by row
         maps = x.permute(0, 3, 1, 2)
-        if x.is_cuda or torch.compiler.is_compiling():
+        if x.is_cuda or torch.compiler.is_compiling() or (B > 1 and H * W <= GROUPED):
             maps = maps.reshape(1, B * C, H, W)
             out = F.conv2d(maps, weight.reshape(B * C, 1, 3, 3), padding=1, groups=B * C)
             return out.reshape(B, C, H, W).permute(0, 2, 3, 1)
-        # On a CPU, image by image: channels stay last and nothing is copied.
+        # On a CPU, large maps image by image: channels stay last and nothing is copied.
         weights = weight.reshape(B, C, 1, 3, 3)
         return torch.cat([F.conv2d(maps[b : b + 1], weights[b], padding=1, groups=C) for b in range(B)]).permute(
             0, 2, 3, 1
