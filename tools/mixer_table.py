@@ -66,7 +66,13 @@ def page(found: dict[str, Failures]) -> str:
     notes: list[str] = []
     for mixer in sorted(found):
         cls = MIXERS.get(mixer)
-        cells = [f"`{mixer}`", cls.growth, _yes(cls.attention_map is not Mixer.attention_map), _yes(cls.takes_prefix)]
+        about = page_of(mixer)
+        cells = [
+            f"[`{mixer}`]({about})" if about else f"`{mixer}`",
+            cls.growth,
+            _yes(cls.attention_map is not Mixer.attention_map),
+            _yes(cls.takes_prefix),
+        ]
         for name in CHECKS:
             failed = found[mixer].get(name, {})
             cells.append("yes" if not failed else "no" if len(failed) == len(HOSTS) else f"not in {next(iter(failed))}")
@@ -77,6 +83,23 @@ def page(found: dict[str, Failures]) -> str:
     if notes:
         lines += ["", "## What fails, and why", "", *notes]
     return "\n".join(lines) + "\n\n<!-- " + json.dumps(found, sort_keys=True).replace("--", "- -") + " -->\n"
+
+
+def page_of(mixer: str) -> str:
+    """The page on a mixer below docs/, named after it or building it; empty where there is none."""
+    folder = TABLE.parent / "models"
+    if (folder / f"{mixer}.md").is_file():
+        return f"models/{mixer}.md"
+    built = (f'mixer="{mixer}"', f'type="{mixer}"')
+    # A page that builds several mixers is about the one that it builds first.
+    found = [
+        (text.index(b), p.name)
+        for p in sorted(folder.glob("*.md"))
+        for text in [p.read_text()]
+        for b in built
+        if b in text
+    ]
+    return f"models/{min(found)[1]}" if found else ""
 
 
 def read() -> dict[str, Failures]:

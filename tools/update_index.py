@@ -122,6 +122,13 @@ def _paper(text: str | None) -> str | None:
     return f"https://arxiv.org/abs/{text.removeprefix('arXiv:')}" if text and text.startswith("arXiv:") else text
 
 
+def page_of(system: str) -> str:
+    """The page on a system below docs/, named after it or after the file of its models; empty where there is none."""
+    modules = {MODELS.entry(n).module.rpartition(".")[2] for n in MODELS.names(family=system)}
+    pages = [f"models/{name}.md" for name in (system, *sorted(modules))]
+    return next((page for page in pages if (TABLE.parent / page).is_file()), "")
+
+
 def table(systems: list[dict[str, Any]]) -> str:
     """``docs/models.md``: all models in Markdown."""
     lines = [
@@ -134,8 +141,10 @@ def table(systems: list[dict[str, Any]]) -> str:
     for data in systems:
         source = data.get("source")
         about = [f"paper {data['paper']}" if data.get("paper") else "", f"source `{source}`" if source else ""]
+        page = page_of(data["system"])
         lines += ["", f"## {data['title']}", ""]
-        lines += [", ".join(a for a in about if a) + f", licence {data.get('licence') or 'not stated'}.", ""]
+        known = ", ".join([*(a for a in about if a), f"licence {data.get('licence') or 'not stated'}"])
+        lines += [known + (f". [What it is]({page})." if page else "."), ""]
         lines += [
             "| model | mixers | parameters | FLOPs | input | published top-1 | weights |",
             "|---|---|--:|--:|--:|--:|---|",
