@@ -110,7 +110,7 @@ class Registry:
         return name in self._entries
 
 
-MODELS = Registry("model", ("zoo.backbones",))
+MODELS = Registry("model", ("zoo.backbones", "zoo.detection.variants"))
 MIXERS = Registry("mixer", ("zoo.mixers",))
 
 register_model = MODELS.register

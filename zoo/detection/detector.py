@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zoo.detection.images import pad_images
-from zoo.registry import MODELS, build
+from zoo.registry import MODELS, accepted_arguments, build, resolve
 
 
 class Detector(nn.Module):
@@ -20,12 +21,41 @@ class Detector(nn.Module):
             :class:`zoo.detection.resnet.ResNetBackbone`. It has ``out_channels`` and gives one map for each.
         network: spec of a network over them, such as :class:`zoo.detection.deformable_detr.DeformableDETR`; it is built
             with ``channels=`` those of the backbone.
+        num_classes: classes, in the place of the network's own number.
+        encoder_mixer: one of the zoo's mixers in the place of the encoder's self-attention; see
+            :func:`zoo.detection.encoder_mixer.replace_encoder_mixer`.
+        backbone_weights: checkpoint of the backbone alone, with or without its classifier.
+
+    Raises:
+        ValueError: the backbone gives no maps.
     """
 
-    def __init__(self, backbone: Any, network: Any):
+    def __init__(
+        self,
+        backbone: Any,
+        network: Any,
+        num_classes: int | None = None,
+        encoder_mixer: Any = None,
+        backbone_weights: str | os.PathLike[str] | None = None,
+    ):
         super().__init__()
-        self.backbone = build(backbone, MODELS)
+        self.backbone = build(_giving_maps(backbone), MODELS)
+        if getattr(self.backbone, "num_classes", 0):
+            raise ValueError("the backbone has a classifier; a detector's gives maps (num_classes=0)")
+        if num_classes is not None and isinstance(network, Mapping):
+            network = {**network, "num_classes": num_classes}
         self.network = build(network, MODELS, channels=tuple(self.backbone.out_channels))
+        self.num_classes: int = self.network.num_classes
+        if num_classes not in (None, self.num_classes):
+            raise ValueError(f"num_classes={num_classes}, but the network has {self.num_classes}")
+        if encoder_mixer is not None:
+            from zoo.detection.encoder_mixer import replace_encoder_mixer
+
+            replace_encoder_mixer(self.network, encoder_mixer)
+        if backbone_weights is not None:
+            from zoo.weights.load import load_weights
+
+            load_weights(self.backbone, backbone_weights, strict=False, adapt=True)
 
     def forward(
         self, images: Tensor | Sequence[Tensor], mask: Tensor | None = None, targets: Any = None
@@ -46,3 +76,13 @@ class Detector(nn.Module):
             mask = torch.zeros(images.shape[0], *images.shape[2:], dtype=torch.bool, device=images.device)
         features = list(self.backbone(images))
         return {**self.network(features, mask, targets=targets), "features": features}
+
+
+def _giving_maps(spec: Any) -> Any:
+    """A spec of one of the zoo's backbones without its classifier; others, and ready modules, stay as they are."""
+    if isinstance(spec, nn.Module):
+        return spec
+    spec = dict(spec) if isinstance(spec, Mapping) else {"type": spec}
+    kind = resolve(spec["type"], MODELS)
+    takes, _ = accepted_arguments(kind)
+    return {"num_classes": 0, **spec} if "num_classes" in takes else spec

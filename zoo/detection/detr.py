@@ -227,6 +227,16 @@ class DETR(nn.Module):
     #: What takes the dict among the arguments that has no ``type``; a config is checked by it.
     config_parts: ClassVar[dict[str, Any]] = {"transformer": DETRTransformer}
 
+    #: of :class:`zoo.detection.model.DetectionModel`, unless it is given others
+    default_criterion: ClassVar[dict[str, Any]] = dict(
+        type="zoo.detection.criterion.SetCriterion",
+        matcher=dict(cost_class=1.0, cost_bbox=5.0, cost_giou=2.0, classification="softmax"),
+        weights=dict(loss_ce=1.0, loss_bbox=5.0, loss_giou=2.0),
+        classification="softmax",
+        eos_coef=0.1,
+    )
+    default_postprocess: ClassVar[dict[str, Any]] = dict(type="zoo.detection.postprocess.best_of_queries")
+
     def __init__(
         self,
         channels: Sequence[int],

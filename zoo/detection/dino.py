@@ -226,6 +226,14 @@ class DINO(nn.Module):
     #: What takes the dict among the arguments that has no ``type``; a config is checked by it.
     config_parts: ClassVar[dict[str, Any]] = {"transformer": DINOTransformer}
 
+    #: of :class:`zoo.detection.model.DetectionModel`, unless it is given others
+    default_criterion: ClassVar[dict[str, Any]] = dict(
+        type="zoo.detection.dino_criterion.DINOCriterion",
+        matcher=dict(cost_class=2.0, cost_bbox=5.0, cost_giou=2.0, eps=1e-6),
+        weights=dict(loss_ce=1.0, loss_bbox=5.0, loss_giou=2.0),
+    )
+    default_postprocess: ClassVar[dict[str, Any]] = dict(type="zoo.detection.postprocess.best_of_pairs", count=300)
+
     def __init__(
         self,
         channels: Sequence[int],

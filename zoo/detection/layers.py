@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -104,7 +104,7 @@ class InputProjection(nn.ModuleList):
 
 def classifier_bias(prior: float = 0.01) -> float:
     """The bias that makes a sigmoid classifier start at this probability."""
-    return -torch.logit(torch.tensor(1 - prior)).item()
+    return -math.log((1 - prior) / prior)
 
 
 def shared(module: nn.Module, count: int) -> nn.ModuleList:

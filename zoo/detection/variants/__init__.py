@@ -1,0 +1,1 @@
+"""Named detectors, one file a family. Classes are named by dotted paths, so that listing names imports no network."""

@@ -1,0 +1,26 @@
+"""Backbones that several families of detectors share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: the input of the published detectors: the shorter side (the longer one is at most 1333)
+INPUT_SIZE = 800
+#: of the nano detectors
+NANO_SIZE = 128
+
+
+def resnet(name: str, out_indices: tuple[int, ...], dilation: bool = False) -> dict[str, Any]:
+    """A ResNet with frozen normalisation, stem and first stage."""
+    spec = dict(type="zoo.detection.resnet.ResNetBackbone", name=name, out_indices=out_indices)
+    return {**spec, "dilation": True} if dilation else spec
+
+
+def nano_backbone(out_indices: tuple[int, ...] = (2, 3, 4)) -> dict[str, Any]:
+    """timm's ResNet-10-T with half of its channels, for images of generated shapes."""
+    return dict(
+        type="zoo.backbones.timm.TimmBackbone",
+        model_name="resnet10t",
+        channels=(32, 64, 128, 256),
+        out_indices=out_indices,
+    )

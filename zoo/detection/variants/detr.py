@@ -1,0 +1,48 @@
+"""Named models: DETR (arXiv:2005.12872); sizes and scores in ``weights/index/detr.yaml``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo.detection.detector import Detector
+from zoo.detection.variants._parts import INPUT_SIZE, NANO_SIZE, nano_backbone, resnet
+from zoo.registry import register_model, variant
+
+_SMALL = dict(d_model=128, nhead=8, num_encoder_layers=3, num_decoder_layers=3, dim_feedforward=256, dropout=0.0)
+
+
+@register_model(task="detection", family="detr", input_size=INPUT_SIZE)
+@variant(Detector)
+def detr_resnet50() -> dict[str, Any]:
+    """ResNet-50."""
+    return dict(backbone=resnet("resnet50", (3,)), network=dict(type="zoo.detection.detr.DETR"))
+
+
+@register_model(task="detection", family="detr", input_size=INPUT_SIZE)
+@variant(Detector)
+def detr_resnet50_dc5() -> dict[str, Any]:
+    """ResNet-50 with a dilated last stage."""
+    return dict(backbone=resnet("resnet50", (3,), dilation=True), network=dict(type="zoo.detection.detr.DETR"))
+
+
+@register_model(task="detection", family="detr", input_size=INPUT_SIZE)
+@variant(Detector)
+def detr_resnet101() -> dict[str, Any]:
+    """ResNet-101."""
+    return dict(backbone=resnet("resnet101", (3,)), network=dict(type="zoo.detection.detr.DETR"))
+
+
+@register_model(task="detection", family="detr", input_size=INPUT_SIZE)
+@variant(Detector)
+def detr_resnet101_dc5() -> dict[str, Any]:
+    """ResNet-101 with a dilated last stage."""
+    return dict(backbone=resnet("resnet101", (3,), dilation=True), network=dict(type="zoo.detection.detr.DETR"))
+
+
+@register_model(task="detection", family="detr", input_size=NANO_SIZE)
+@variant(Detector)
+def detr_nano() -> dict[str, Any]:
+    """For generated shapes: 2 million parameters."""
+    return dict(
+        backbone=nano_backbone((3,)), network=dict(type="zoo.detection.detr.DETR", num_queries=30, transformer=_SMALL)
+    )

@@ -1,0 +1,48 @@
+"""Named models: DN-DETR (arXiv:2203.01305); sizes and scores in ``weights/index/dn_detr.yaml``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo.detection.detector import Detector
+from zoo.detection.variants._parts import INPUT_SIZE, NANO_SIZE, nano_backbone, resnet
+from zoo.registry import register_model, variant
+
+_SMALL = dict(d_model=128, nhead=8, num_encoder_layers=3, num_decoder_layers=3, dim_feedforward=256, dropout=0.0)
+
+
+@register_model(task="detection", family="dn_detr", input_size=INPUT_SIZE)
+@variant(Detector)
+def dn_detr_r50() -> dict[str, Any]:
+    """ResNet-50."""
+    return dict(backbone=resnet("resnet50", (3,)), network=dict(type="zoo.detection.dab_detr.DABDETR", dn_groups=5))
+
+
+@register_model(task="detection", family="dn_detr", input_size=INPUT_SIZE)
+@variant(Detector)
+def dn_detr_r50_dc5() -> dict[str, Any]:
+    """ResNet-50 with a dilated last stage."""
+    return dict(
+        backbone=resnet("resnet50", (3,), dilation=True),
+        network=dict(type="zoo.detection.dab_detr.DABDETR", dn_groups=5),
+    )
+
+
+@register_model(task="detection", family="dn_detr", input_size=INPUT_SIZE)
+@variant(Detector)
+def dn_deformable_detr_r50() -> dict[str, Any]:
+    """DN-DAB-Deformable-DETR, ResNet-50, four levels."""
+    return dict(
+        backbone=resnet("resnet50", (1, 2, 3)),
+        network=dict(type="zoo.detection.dab_deformable_detr.DABDeformableDETR", dn_groups=5),
+    )
+
+
+@register_model(task="detection", family="dn_detr", input_size=NANO_SIZE)
+@variant(Detector)
+def dn_detr_nano() -> dict[str, Any]:
+    """For generated shapes: 2 million parameters."""
+    return dict(
+        backbone=nano_backbone((3,)),
+        network=dict(type="zoo.detection.dab_detr.DABDETR", num_queries=30, dn_groups=5, transformer=_SMALL),
+    )
