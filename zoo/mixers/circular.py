@@ -27,9 +27,10 @@ def circular_attention(weights: Tensor, v: Tensor) -> Tensor:
     """
     # Fourier transforms of half precision are not defined everywhere
     real = v.dtype if v.dtype in (torch.float32, torch.float64) else torch.float32
-    N = v.shape[2]
-    spectrum = torch.fft.rfft(weights.to(real), dim=2).conj().unsqueeze(-1)  # [B, heads, F, 1]
-    return torch.fft.irfft(spectrum * torch.fft.rfft(v.to(real), dim=2), n=N, dim=2).to(v.dtype)
+    # the weights by distance i - j, so that the sum is a convolution
+    kernel = torch.cat([weights[..., :1], weights[..., 1:].flip(-1)], dim=-1).to(real).unsqueeze(-1)  # [B, heads, N, 1]
+    spectrum = torch.fft.rfft(kernel, dim=2) * torch.fft.rfft(v.to(real), dim=2)  # [B, heads, F, d]
+    return torch.fft.irfft(spectrum, n=v.shape[2], dim=2).to(v.dtype)
 
 
 @register_mixer(name="circular")

@@ -57,11 +57,13 @@ class DampedEMA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         N = x.shape[1]
-        kernel = self.kernel(N)
         real = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
-        spectrum = torch.fft.rfft(kernel.to(real), n=2 * N, dim=2)  # twice the length, so that nothing comes round
-        transfer = spectrum[0] if len(spectrum) == 1 else spectrum[0] + spectrum[1].conj()  # backwards is conjugate
-        y = torch.fft.irfft(torch.fft.rfft(x.to(real), n=2 * N, dim=1) * transfer.T, n=2 * N, dim=1)
+        kernel = self.kernel(N).to(real)  # [directions, C, N]
+        both = F.pad(kernel[0], (0, N))  # [C, 2N]: twice the length, so that nothing comes round
+        if len(kernel) == 2:  # of what comes later: distances -1 to -(N-1) from the end
+            both = both + torch.cat([kernel[1, :, :1], F.pad(kernel[1, :, 1:].flip(1), (N, 0))], dim=1)
+        spectrum = torch.fft.rfft(x.to(real), n=2 * N, dim=1) * torch.fft.rfft(both.T, dim=0)
+        y = torch.fft.irfft(spectrum, n=2 * N, dim=1)
         return y[:, :N].to(x.dtype)
 
     def flops(self, tokens: int) -> int:

@@ -147,7 +147,7 @@ class PartialSelfAttention(PartialAttention):
         return q, k, v
 
     def attend(self, x: Tensor) -> Tensor:
-        q, k, v = self._qkv(x)
+        q, k, v = (t.contiguous() for t in self._qkv(x))
         out = dense_attention(q, k, v, bias=self.bias(x.shape[1], x.shape[2])[None].to(q.dtype))
         return self.proj(out.transpose(1, 2).flatten(2)).unflatten(1, x.shape[1:3])
 
