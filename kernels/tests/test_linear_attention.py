@@ -146,13 +146,17 @@ def test_split_over_the_tokens(feature_map: str, device: str) -> None:
 def test_head_by_head_without_autograd(dtype: torch.dtype) -> None:
     q, k, v = (t.to(dtype) for t in qkv(2, 2, 520, 8, 5))
     wide = [t.double() for t in (q, k, v)]
-    calls = [(linear_attention, {"feature_map": m}) for m in folder.FEATURE_MAPS]
+    calls = [(linear_attention, {"feature_map": m, "causal": c}) for m in folder.FEATURE_MAPS for c in (False, True)]
+    rates = torch.tensor([0.9, 0.99], dtype=dtype)
+    calls.append((linear_attention, {"feature_map": "identity", "causal": True, "decay": rates}))
     angle = torch.arange(520 * 8).view(520, 8) // 2 * 0.01
     calls += [(inline_attention, {}), (mala_attention, {}), (mala_attention, {"sin": angle.sin(), "cos": angle.cos()})]
     for function, kwargs in calls:
         with torch.no_grad():
             got = function(q, k, v, **kwargs, backend="eager")
         assert got.dtype == dtype
+        if "decay" in kwargs:
+            kwargs = {**kwargs, "decay": rates.double()}
         assert_close(f"{function.__name__} {list(kwargs)}", got, function(*wide, **kwargs, backend="reference"))
 
 

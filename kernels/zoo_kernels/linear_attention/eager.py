@@ -24,18 +24,25 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def _by_head(q: Tensor, k: Tensor) -> bool:
+    """Whether heads go one by one."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or q.is_cuda:
+        return False
+    return min(q.shape[2], k.shape[2]) >= TOKENS_BY_HEAD
+
+
+def _empty_by_token(v: Tensor, tokens: int) -> Tensor:
+    """[B, h, tokens, dv] whose memory holds token after token, as the layer after the attention wants it."""
+    return v.new_empty(v.shape[0], tokens, v.shape[1], v.shape[3]).transpose(1, 2)
+
+
 def _run(body: Callable[[Tensor, Tensor, Tensor], Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """``body`` on [..., N, d] tensors: all heads at once, or head by head where that is faster."""
     B, heads, tokens = q.shape[:3]
-    if (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or q.is_cuda
-        or min(tokens, k.shape[2]) < TOKENS_BY_HEAD
-    ):
+    if not _by_head(q, k):
         # Contiguous: as the products would make them, some of them twice.
         return body(*(_wide(x).contiguous() for x in (q, k, v))).to(v.dtype)
-    out = v.new_empty(B, tokens, heads, v.shape[-1]).transpose(1, 2)
+    out = _empty_by_token(v, tokens)
     # PyTorch's elementwise loops over a strided view run at full speed only on rows of whole 32 numbers.
     rows = _wide if q.shape[-1] % 32 == 0 else lambda x: _wide(x).contiguous()
     for b in range(B):
@@ -62,13 +69,23 @@ def forward(
     eps: float,
 ) -> Tensor:
     """phi(q) (phi(k)^T v), chunk by chunk if causal."""
+    if causal and feature_map in ("exp", "softmax"):
+        return (causal_exp if feature_map == "exp" else causal_softmax)(_wide(q), _wide(k), _wide(v)).to(v.dtype)
     if causal:
-        dtype = v.dtype
-        q, k, v = _wide(q), _wide(k), _wide(v)
-        if feature_map in ("exp", "softmax"):
-            return (causal_exp if feature_map == "exp" else causal_softmax)(q, k, v).to(dtype)
-        q, k = _positive(q, feature_map), _positive(k, feature_map)
-        return causal_linear(q, k, v, None if decay is None else _wide(decay), eps if normalize else None).to(dtype)
+
+        def in_chunks(q: Tensor, k: Tensor, v: Tensor, rate: Tensor | None) -> Tensor:
+            q, k = _positive(_wide(q), feature_map), _positive(_wide(k), feature_map)
+            return causal_linear(q, k, _wide(v), rate, eps if normalize else None)
+
+        rate = None if decay is None else _wide(decay)
+        if not _by_head(q, k):
+            return in_chunks(q, k, v, rate).to(v.dtype)
+        out = _empty_by_token(v, q.shape[2])
+        for h in range(q.shape[1]):
+            for b in range(q.shape[0]):
+                part = (slice(b, b + 1), slice(h, h + 1))
+                out[part] = in_chunks(q[part], k[part], v[part], None if rate is None else rate[h : h + 1])
+        return out
 
     def softmaxes(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # exp: sum_d exp(q_d) sum_j exp(k_jd) v_j normalised is a softmax over d of q_d + logsumexp_j k_jd.
