@@ -133,7 +133,7 @@ def block_kinds(attn_type: str, depths: Sequence[int], letters: str = "AB") -> l
     Raises:
         ValueError: anything else.
     """
-    n, (linear, softmax) = len(depths), letters
+    n, linear, softmax = len(depths), letters[0], letters[1]
     kinds, count = attn_type[:n], attn_type[n:]
     if len(kinds) != n or set(kinds) - {linear, softmax, "M"} or ("M" in kinds and not count.isdecimal()):
         raise ValueError(

@@ -25,6 +25,8 @@ from zoo.mixers.softmax import SoftmaxAttention
 class HybridDeiTBlock(PreNormBlock):
     """A block over ``[B, 1 + H*W, C]``, class token first, called with the size (H, W) of the map."""
 
+    attn: Any
+
     def mix(self, x: Tensor, *context: Any) -> Tensor:
         if isinstance(self.attn, SoftmaxAttention):
             return self.attn(x[:, None])[:, 0]  # softmax attention knows no positions: a map of one row

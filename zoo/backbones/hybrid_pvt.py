@@ -74,7 +74,7 @@ class HybridPVT(HybridPyramid):
         depths = per_stage("depths", depths, n)
         num_heads, mlp_ratios = per_stage("num_heads", num_heads, n), per_stage("mlp_ratios", mlp_ratios, n)
         sr_ratios = per_stage("sr_ratios", sr_ratios, n)
-        linear, softmax = self.letters
+        linear, softmax = self.letters[0], self.letters[1]
         if len(attn_type) != n or set(attn_type) - set(self.letters):
             raise ValueError(
                 f"attn_type={attn_type!r}: accepted are {n} letters {linear} (linear) or {softmax} (PVT's attention)"

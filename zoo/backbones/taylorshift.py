@@ -30,6 +30,8 @@ POOLS = ("token", "avg", "avgmax", "max")
 class TaylorShiftBlock(PreNormBlock):
     """A block over ``[B, N, C]`` whose branches may have a learned factor for each channel (layer scale)."""
 
+    attn: TaylorShiftAttention
+
     def __init__(
         self,
         dim: int,

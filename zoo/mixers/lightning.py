@@ -83,8 +83,7 @@ class LightningAttention(Mixer):
         decay = None if self.decay is None else self.decay.to(q.dtype)
         out = linear_attention(q, k, v, feature_map="identity", causal=self.causal, decay=decay)
         out = out.transpose(1, 2).flatten(2).unflatten(1, x.shape[1:3])  # [B, H, W, C]
-        wide = out.to(torch.promote_types(out.dtype, torch.float32))  # sums over the map: squares leave float16's range
-        out = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.norm_eps)).to(out.dtype)
+        out = F.rms_norm(out, (self.dim,), eps=self.norm_eps)
         return self.proj(out if self.gate is None else out * self.gate(x))
 
     @torch.no_grad()

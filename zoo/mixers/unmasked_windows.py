@@ -5,6 +5,8 @@ As in Agent-Swin (arXiv 2312.08874) and InLine-Swin (arXiv 2412.06590): a shift 
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 
@@ -39,10 +41,6 @@ class UnmaskedWindows(Mixer):
             return length, 0
         return self.window_size, self.shift_size
 
-    def forward_tokens(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
-        """One window, ``[B, H*W, C]`` to the same."""
-        return super().forward_tokens(tokens, size)  # type: ignore[misc]
-
     def forward(self, x: Tensor, prefix: Tensor | None = None) -> Tensor:
         self._check(x, prefix)
         H, W = x.shape[1:3]
@@ -52,7 +50,8 @@ class UnmaskedWindows(Mixer):
         if sh or sw:
             x = torch.roll(x, (-sh, -sw), (1, 2))
         windows = window_partition(x, (wh, ww)).flatten(1, 2)  # [B * windows, wh * ww, C]
-        windows = self.forward_tokens(windows, (wh, ww)).unflatten(1, (wh, ww))
+        mixed: Tensor = cast(Any, self).forward_tokens(windows, (wh, ww))  # the class that this is put before has it
+        windows = mixed.unflatten(1, (wh, ww))
         x = window_reverse(windows, height, width)
         if sh or sw:
             x = torch.roll(x, (sh, sw), (1, 2))
