@@ -17,6 +17,7 @@ VERBS = (
     "train",
     "test",
     "predict",
+    "export",
     "explain",
     "compare",
     "bench",
