@@ -208,7 +208,7 @@ class NAT(NATTrunk):
 @register_model(task="classification", family="nat", input_size=32)
 @variant(NAT)
 def nat_nano() -> dict[str, Any]:
-    """For small images (32 x 32): three stages, windows of 3 x 3, 0.9 M parameters."""
+    """For small images (32 x 32): three stages, windows of 3 x 3, 1.1 M parameters."""
     return dict(depths=(1, 1, 2), num_heads=(2, 4, 8), embed_dim=48, kernel_size=3, drop_path_rate=0.0)
 
 
