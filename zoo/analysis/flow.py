@@ -81,7 +81,7 @@ def _needed(layers: list[Tensor], query: int) -> list[np.ndarray]:
     """For each level of nodes, which ones the query reaches (bool ``[N]``)."""
     level = np.zeros(layers[0].shape[0], bool)
     level[query] = True
-    found = [level]
+    found: list[np.ndarray] = [level]
     for layer in reversed(layers):
-        found.append((layer.numpy()[found[-1]] > 0).any(0))
+        found.append(np.asarray((layer.numpy()[found[-1]] > 0).any(0)))
     return found[::-1]

@@ -142,10 +142,10 @@ def _elastic_transform(x: np.ndarray, s: float, rng: np.random.Generator) -> np.
     height, width = x.shape[:2]
     side = min(height, width)
     field = rng.uniform(-1, 1, (height, width, 2)).astype(np.float32)
-    field = cv2.GaussianBlur(field, (0, 0), 0.06 * side)
-    field *= 0.06 * s * side / max(float(np.abs(field).max()), 1e-6)
+    smooth = np.asarray(cv2.GaussianBlur(field, (0, 0), 0.06 * side))
+    smooth *= 0.06 * s * side / max(float(np.abs(smooth).max()), 1e-6)
     y, z = np.mgrid[:height, :width].astype(np.float32)
-    return cv2.remap(x, z + field[..., 0], y + field[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    return cv2.remap(x, z + smooth[..., 0], y + smooth[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
 
 @_register
@@ -162,7 +162,7 @@ def _jpeg_compression(x: np.ndarray, s: float, rng: np.random.Generator) -> np.n
     quality = round(30 - 24 * s)
     pixels = cv2.cvtColor(np.round(np.clip(x, 0, 1) * 255).astype(np.uint8), cv2.COLOR_RGB2BGR)
     written, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not written:
-        raise RuntimeError(f"OpenCV could not encode an image of shape {x.shape} as JPEG")
-    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR) if written else None
+    if decoded is None:
+        raise RuntimeError(f"OpenCV could not write and read an image of shape {x.shape} as JPEG")
     return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB).astype(np.float32) / 255

@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.untrained:
         torch.manual_seed(0)
-        model, size = zoo.create_model(args.model_or_config, mixer=args.mixer), _input_size(args.model_or_config)
-        predictor = load_predictor(model, device=args.device, **({"size": size} if size else {}))
+        model = zoo.create_model(args.model_or_config, mixer=args.mixer)
+        predictor = load_predictor(model, device=args.device, size=_input_size(args.model_or_config))
     else:
         predictor = load_predictor(args.model_or_config, args.weights, device=args.device)
     network = predictor.network
@@ -85,7 +85,7 @@ def _query(text: str | None) -> tuple[float, float] | None:
     return y, x
 
 
-def _input_size(name: str) -> int | None:
+def _input_size(name: str) -> int:
     from zoo.registry import MODELS
 
-    return MODELS.entry(name).meta.get("input_size")
+    return MODELS.entry(name).meta.get("input_size", 224)
