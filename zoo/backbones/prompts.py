@@ -72,19 +72,20 @@ class PromptTuned(ViT):
 
 
 class Prompts(nn.Module):
-    """Learned tokens in front of the map, for the first block or for each: ``prompts(i, B)`` gives ``[B, P, C]``."""
+    """Learned tokens in front of the map, for the first block or for each: ``prompts.of_layer(i, B)`` gives ``[B, P, C]``."""
 
     no_decay = ("tokens",)
 
     def __init__(self, layers: int, count: int, dim: int, dropout: float, patch_values: int):
         super().__init__()
         self.tokens = nn.Parameter(torch.empty(layers, count, dim))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         bound = math.sqrt(6 / (patch_values + dim))  # Xavier's, as for a patch embedding
         nn.init.uniform_(self.tokens, -bound, bound)
 
-    def forward(self, layer: int, batch: int) -> Tensor:
-        return self.dropout(self.tokens[layer]).expand(batch, -1, -1)
+    def of_layer(self, layer: int, batch: int) -> Tensor:
+        """Prompts of a block for ``batch`` images, ``[B, P, C]``."""
+        return F.dropout(self.tokens[layer], self.dropout, self.training).expand(batch, -1, -1)
 
 
 class VPT(PromptTuned):
@@ -128,12 +129,12 @@ class VPT(PromptTuned):
         x = self.embedded(x)
         B = x.shape[0]
         first = x.new_empty(B, 0, x.shape[-1]) if self.cls_token is None else self.cls_token.expand(B, -1, -1)
-        prefix = torch.cat([first, self.prompts(0, B)], dim=1)  # [B, (1) + P, C]
+        prefix = torch.cat([first, self.prompts.of_layer(0, B)], dim=1)  # [B, (1) + P, C]
         kept = first.shape[1]
         maps = []
         for i, block in enumerate(self.blocks):
             if i and self.deep:
-                prefix = torch.cat([prefix[:, :kept], self.prompts(i, B)], dim=1)
+                prefix = torch.cat([prefix[:, :kept], self.prompts.of_layer(i, B)], dim=1)
             x, prefix = self.run_block(block, x, prefix)
             maps.append(x.permute(0, 3, 1, 2))
         return maps, prefix[:, :kept] if kept else x

@@ -154,9 +154,11 @@ class SparsifinerAttention(Mixer, Recorder):
             kept: how many tokens of each image are not.
         """
         # A key is in or out, so the choice is made in full precision, under autocast too.
+        q, k = q.to(self.proj_n.dtype), k.to(self.proj_n.dtype)
+        if q.device.type == "meta":  # which knows no autocast
+            return self._connectivity(q, k, size, token_mask, kept)
         with torch.autocast(q.device.type, enabled=False):
-            dtype = self.proj_n.dtype
-            return self._connectivity(q.to(dtype), k.to(dtype), size, token_mask, kept)
+            return self._connectivity(q, k, size, token_mask, kept)
 
     def _connectivity(
         self, q: Tensor, k: Tensor, size: tuple[int, int], token_mask: Tensor | None, kept: int | None
