@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ def adapt_tensor(model: nn.Module, key: str, value: Tensor, target: Tensor) -> t
     """
     path, _, name = key.rpartition(".")
     try:
-        module = model.get_submodule(path)
+        module: Any = model.get_submodule(path)
     except AttributeError:
         return None
     if not value.is_floating_point():
@@ -56,7 +57,7 @@ def adapt_tensor(model: nn.Module, key: str, value: Tensor, target: Tensor) -> t
 
 def is_head(model: nn.Module, key: str) -> bool:
     """Whether a key of the model (or of a checkpoint of one) belongs to what turns features into classes."""
-    backbone = getattr(model, "backbone", model)
+    backbone: Any = getattr(model, "backbone", model)
     inner = key if backbone is model else key.removeprefix("backbone.")
     if hasattr(backbone, "layer_id") and (backbone is model or inner != key):
         try:
@@ -71,7 +72,7 @@ def is_other_classifier(model: nn.Module, key: str, value: Tensor, target: Tenso
     return is_head(model, key) and value.ndim == target.ndim and value.shape[1:] == target.shape[1:]
 
 
-def _table(module: nn.Module, name: str, value: Tensor) -> Tensor | None:
+def _table(module: Any, name: str, value: Tensor) -> Tensor | None:
     # [1, h, w, C] -> [1, H, W, C]
     own = module.table
     if name != "table" or value.ndim != 4 or value.shape[3] != own.shape[3]:
@@ -81,7 +82,7 @@ def _table(module: nn.Module, name: str, value: Tensor) -> Tensor | None:
     return planes.permute(0, 2, 3, 1)
 
 
-def _tokens(module: nn.Module, name: str, value: Tensor) -> Tensor | None:
+def _tokens(module: Any, name: str, value: Tensor) -> Tensor | None:
     # [1, P + h*w, C] -> [1, P + H*W, C]; the checkpoint's map has to be a square
     prefix, grid = module.prefix, module.grid
     side = math.isqrt(max(0, value.shape[1] - prefix)) if value.ndim == 3 else 0
@@ -92,7 +93,7 @@ def _tokens(module: nn.Module, name: str, value: Tensor) -> Tensor | None:
     return torch.cat([value[:, :prefix], planes.flatten(2).transpose(1, 2)], dim=1)
 
 
-def _relative(module: nn.Module, name: str, value: Tensor) -> Tensor | None:
+def _relative(module: Any, name: str, value: Tensor) -> Tensor | None:
     # [(2w-1)^2, heads] -> [(2W_h-1)(2W_w-1), heads]; the checkpoint's window has to be a square
     side = math.isqrt(value.shape[0]) if value.ndim == 2 else 0
     if name != "table" or side % 2 == 0 or side**2 != value.shape[0] or value.shape[1] != module.table.shape[1]:
@@ -106,7 +107,7 @@ def _relative(module: nn.Module, name: str, value: Tensor) -> Tensor | None:
 _AGENT_AXES = {"ah_bias": 3, "aw_bias": 4, "ha_bias": 2, "wa_bias": 3}
 
 
-def _agent(module: nn.Module, name: str, value: Tensor) -> Tensor | None:
+def _agent(module: Any, name: str, value: Tensor) -> Tensor | None:
     # one axis of [1, h, n, L, 1], [1, h, n, 1, L], [1, h, L, 1, n] or [1, h, 1, L, n]
     axis, own = _AGENT_AXES.get(name), getattr(module, name, None)
     if axis is None or own is None or value.ndim != 5:
@@ -116,7 +117,7 @@ def _agent(module: nn.Module, name: str, value: Tensor) -> Tensor | None:
     return made.reshape(*lines.shape[:-1], own.shape[axis]).movedim(-1, axis)
 
 
-def _input_channels(module: nn.Module, name: str, value: Tensor) -> Tensor | None:
+def _input_channels(module: Any, name: str, value: Tensor) -> Tensor | None:
     # timm's rule: one channel gets the sum of the three; more get them repeated and scaled
     from timm.models import adapt_input_conv
 
@@ -125,7 +126,7 @@ def _input_channels(module: nn.Module, name: str, value: Tensor) -> Tensor | Non
     return adapt_input_conv(module.in_channels, value)
 
 
-_RULES: dict[type[nn.Module], tuple[Callable[[nn.Module, str, Tensor], Tensor | None], str]] = {
+_RULES: dict[type[nn.Module], tuple[Callable[[Any, str, Tensor], Tensor | None], str]] = {
     PositionTable: (_table, "bicubic"),
     TokenPositions: (_tokens, "bilinear"),
     RelativePositionBias: (_relative, "bicubic"),

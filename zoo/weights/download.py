@@ -360,7 +360,7 @@ class _Watched:
             raise TimeoutError
 
 
-def _watched(kind: type, watch: _Watch) -> type:
+def _watched(kind: type, watch: _Watch) -> Any:
     return type(kind.__name__, (_Watched, kind), {"watch": watch})
 
 

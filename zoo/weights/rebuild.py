@@ -127,14 +127,14 @@ def _tensor(m: Machine, a: tuple[Any, ...]) -> Any:
     # (storage, offset, size, stride, requires_grad, hooks); extra arguments are of no use here
     if len(a) < 4:
         raise CheckpointError("a tensor in it is described incompletely")
-    return tensor_of(m, *a[:4])
+    return tensor_of(m, a[0], a[1], a[2], a[3])
 
 
 def _tensor_v3(m: Machine, a: tuple[Any, ...]) -> Any:
     # (storage, offset, size, stride, requires_grad, hooks, dtype)
     if len(a) < 7:
         raise CheckpointError("a tensor in it is described incompletely")
-    return tensor_of(m, *a[:4], dtype=a[6])
+    return tensor_of(m, a[0], a[1], a[2], a[3], a[6])
 
 
 def _parameter(m: Machine, a: tuple[Any, ...]) -> Any:

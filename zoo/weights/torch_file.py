@@ -127,7 +127,7 @@ class _Archive:
 def _bytes_of(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> torch.Tensor:
     """A part's bytes, uint8 [n]; its checksum is verified."""
     data = torch.empty(entry.file_size, dtype=torch.uint8)
-    target, done = memoryview(data.numpy()), 0
+    target, done = _memory(data), 0
     with archive.open(entry) as part:
         while done < len(target):
             count = part.readinto(target[done : done + (1 << 20)])  # type: ignore[attr-defined]
@@ -136,6 +136,12 @@ def _bytes_of(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> torch.Tensor:
             done += count
         part.read(1)  # the checksum is compared at the end
     return data
+
+
+def _memory(data: torch.Tensor) -> memoryview:
+    """The bytes of a uint8 tensor, to write into."""
+    array: Any = data.numpy()
+    return memoryview(array)
 
 
 def _described(pid: Any, length: int) -> tuple[Any, ...]:
@@ -195,7 +201,7 @@ class _Stream:
             length = storage.data.numel()
             if count * storage.dtype.itemsize != length or position + 8 + length > self.size:
                 raise CheckpointError(f"its storage {key} is truncated or has another size than declared"[:200])
-            memoryview(storage.data.numpy())[:] = data[position + 8 : position + 8 + length]
+            _memory(storage.data)[:] = data[position + 8 : position + 8 + length]
             position += 8 + length
         return position
 
