@@ -25,11 +25,16 @@ def count_flops(model: nn.Module, image_size: int | tuple[int, int], in_chans: i
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     device = next(model.parameters()).device
     training = model.training
+    trainable = [p for p in model.parameters() if p.requires_grad]
     model.eval()
+    for p in trainable:  # the counter watches gradients of modules' inputs, and a parameter can be one
+        p.requires_grad_(False)
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(torch.empty(1, in_chans, height, width, device=device))
     finally:
+        for p in trainable:
+            p.requires_grad_(True)
         model.train(training)
     return counter.get_total_flops() // 2  # torch counts a multiply and an add as two
 
