@@ -206,12 +206,10 @@ class STViT(LevelTrunk):
         self._finish(depths)
 
     def _make_head(self) -> None:
-        if self.num_classes:
-            self.proj = nn.Linear(self.num_features, self.projection)
-            self.norm = MapBatchNorm(self.projection)
-            self.head = nn.Linear(self.projection, self.num_classes)
-        else:
-            self.proj = self.norm = self.head = None
+        classes = self.num_classes
+        self.proj = nn.Linear(self.num_features, self.projection) if classes else None
+        self.norm = MapBatchNorm(self.projection) if classes else None
+        self.head = nn.Linear(self.projection, classes) if classes else None
 
     def forward_head(self, trunk: Tensor) -> Tensor:
         if self.proj is None or self.norm is None or self.head is None:

@@ -139,7 +139,7 @@ class SuperTokenAttention(Mixer):
         if isinstance(self.refine, TokenAttention):
             refine = linear_flops(tokens, self.refine.qkv, self.refine.proj) + 2 * tokens * tokens * C
         elif isinstance(self.refine, nn.Sequential):
-            refine = sum(tokens * p.weight.numel() for p in self.refine)
+            refine = tokens * sum(p.numel() for p in self.refine.parameters() if p.ndim > 1)
         if self.cell == (1, 1):
             return refine
         # Association and gathering in every round, and reading: nine tokens a pixel each.
