@@ -22,7 +22,7 @@ from zoo.registry import UnknownNameError
 from zoo.weights.checkpoint import CheckpointError, read_checkpoint, state_dict_of
 from zoo.weights.index import ModelInfo, read_system
 
-FEW, MANY = 150, 10_000
+FEW, MANY = 60, 10_000
 CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
