@@ -48,13 +48,16 @@ class Verdict:
         return f"{self.backend}: {state}"
 
 
-def _constant(fn: Callable[..., Any]) -> Callable[..., Any]:
-    # What torch.compiler.assume_constant_result does; that one imports the compiler, which takes a second.
+def constant_result(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a function whose result torch.compile takes for a constant of the graph.
+
+    What torch.compiler.assume_constant_result does; that one imports the compiler, which takes a second.
+    """
     fn._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return fn
 
 
-@_constant
+@constant_result
 def _missing() -> str | None:
     return triton_missing()
 
@@ -66,7 +69,7 @@ class _Modules:
 _LOADED: dict[str, _Modules] = {}
 
 
-@_constant
+@constant_result
 def _load(operator: str, backend: str) -> bool:
     # The compiler runs this while it traces, and then finds the attribute.
     if not hasattr(_LOADED[operator], backend):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch._guards import detect_fake_mode
 
+from zoo_kernels.dispatch import constant_result
 from zoo_kernels.neighborhood_attention.tiles import Plan, make_plan
 
 #: Without autograd, tiles go in chunks whose gathered keys and values take about this much: they stay in cache.
@@ -35,14 +36,14 @@ def _to_tensors(plan: Plan, device: torch.device, dtype: torch.dtype | None) -> 
     ]
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _constant_tables(
     spatial: Any, kernel_size: Any, dilation: Any, stride: Any, causal: Any, device: str, dtype: torch.dtype | None
 ) -> list[torch.Tensor]:
     return _to_tensors(make_plan(spatial, kernel_size, dilation, stride, causal), torch.device(device), dtype)
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _layout(spatial: Any, kernel_size: Any, dilation: Any, stride: Any, causal: Any) -> tuple[Any, int, int]:
     """Tiles per class, queries and keys per tile."""
     plan = make_plan(spatial, kernel_size, dilation, stride, causal)
