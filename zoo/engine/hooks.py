@@ -181,15 +181,18 @@ class FiniteLossHook(Hook):
         """
         losses = {k: float(torch.as_tensor(v).detach()) for k, v in (outputs or {}).items() if "loss" in k}
         bad = {k: v for k, v in losses.items() if not math.isfinite(v)}
-        if not bad:
-            return
-        files = checkpoint_files(runner.work_dir)
-        kept = f"the last good checkpoint is {files[0]}" if files else "no checkpoint was saved before"
-        values = ", ".join(f"{k}={v}" for k, v in bad.items())
-        raise NonFiniteLossError(
-            f"{values} at iteration {runner.iter + 1} (epoch {runner.epoch + 1}); {kept}. "
-            f"A lower learning rate, clip_grad or bfloat16 instead of float16 may help"
-        )
+        if bad:
+            raise diverged(runner, ", ".join(f"{k}={v}" for k, v in bad.items()))
+
+
+def diverged(runner: Any, what: str) -> NonFiniteLossError:
+    """The error for an iteration whose losses, or whose predictions, are no finite numbers."""
+    files = checkpoint_files(runner.work_dir)
+    kept = f"the last good checkpoint is {files[0]}" if files else "no checkpoint was saved before"
+    return NonFiniteLossError(
+        f"{what} at iteration {runner.iter + 1} (epoch {runner.epoch + 1}); {kept}. "
+        f"A lower learning rate, clip_grad or bfloat16 instead of float16 may help"
+    )
 
 
 class CurveHook(Hook):

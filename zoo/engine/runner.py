@@ -32,7 +32,7 @@ from zoo import __version__
 from zoo.engine import checkpoint as files
 from zoo.engine.config import config_text
 from zoo.engine.dataloader import build_dataloader
-from zoo.engine.hooks import CheckpointHook, FiniteLossHook
+from zoo.engine.hooks import CheckpointHook, FiniteLossHook, NonFiniteLossError, diverged
 from zoo.engine.loops import EpochTrainLoop, IterTrainLoop, TestLoop, ValLoop
 from zoo.engine.optim import ParamGroups, WarmupCosineLR, whole_norm
 from zoo.engine.state import gradients, rng_state, seed_everything, set_gradients, set_rng_state, undisturbed_rng
@@ -263,7 +263,12 @@ class Runner(mmengine.runner.Runner):
         self._maybe_compile()
         with self._stop_on_sigterm():
             self.has_trained = True
-            model = loop.run()
+            try:
+                model = loop.run()
+            except NonFiniteLossError:
+                raise
+            except FloatingPointError as error:  # a model that looks before its optimizer steps
+                raise diverged(self, str(error)) from error
         self.call_hook("after_run")
         return model
 
