@@ -24,6 +24,7 @@ class Detector(nn.Module):
         num_classes: classes, in the place of the network's own number.
         encoder_mixer: one of the zoo's mixers in the place of the encoder's self-attention; see
             :func:`zoo.detection.encoder_mixer.replace_encoder_mixer`.
+        network_options: arguments of the network that win over those in ``network``.
         backbone_weights: checkpoint of the backbone alone, with or without its classifier.
 
     Raises:
@@ -36,14 +37,16 @@ class Detector(nn.Module):
         network: Any,
         num_classes: int | None = None,
         encoder_mixer: Any = None,
+        network_options: Mapping[str, Any] | None = None,
         backbone_weights: str | os.PathLike[str] | None = None,
     ):
         super().__init__()
         self.backbone = build(_giving_maps(backbone), MODELS)
         if getattr(self.backbone, "num_classes", 0):
             raise ValueError("the backbone has a classifier; a detector's gives maps (num_classes=0)")
-        if num_classes is not None and isinstance(network, Mapping):
-            network = {**network, "num_classes": num_classes}
+        if not isinstance(network, nn.Module):
+            network = dict(network) if isinstance(network, Mapping) else {"type": network}
+            network |= dict(network_options or {}) | ({} if num_classes is None else {"num_classes": num_classes})
         self.network = build(network, MODELS, channels=tuple(self.backbone.out_channels))
         self.num_classes: int = self.network.num_classes
         if num_classes not in (None, self.num_classes):
