@@ -132,7 +132,7 @@ COUNTS = {
     "tap_fan_small_12_p4_hybrid": 26257704,
     "tap_fan_base_16_p4_hybrid": 50735528,
     "tap_fan_large_16_p4_hybrid": 77238644,
-    "tap_fan_Xlarge_16_p4_hybrid": 120873916,
+    "tap_fan_xlarge_16_p4_hybrid": 120873916,
     "sparsifiner_s": 22251880,
     "glsim_vit_b16": 93657832,
     "glsim_vit_s16": 23826280,

@@ -445,6 +445,6 @@ def tap_fan_large_16_p4_hybrid() -> dict[str, Any]:
 
 @register_model(task="classification", family="tapadl", input_size=224)
 @variant(TapFan)
-def tap_fan_Xlarge_16_p4_hybrid() -> dict[str, Any]:
+def tap_fan_xlarge_16_p4_hybrid() -> dict[str, Any]:
     """TAP-FAN-XL-Hybrid, 120.9 M parameters."""
     return _hybrid(528, 23, (11,) * 20 + (16,) * 3, blocks=7, channel_dims=(528,) * 20 + (768,) * 3)
