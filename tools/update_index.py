@@ -37,6 +37,11 @@ KEPT = ("metrics", "weights", "mean", "std", "licence", "paper", "notes")
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 #: our names of data sets and metrics -> OpenMMLab's
 _DATASETS = {"imagenet-1k": "ImageNet-1k", "coco": "COCO", "ade20k": "ADE20K"}
+_TASKS = {
+    "classification": "Image Classification",
+    "detection": "Object Detection",
+    "segmentation": "Semantic Segmentation",
+}
 _METRICS = {"top1": "Top 1 Accuracy", "top5": "Top 5 Accuracy", "AP": "box AP", "mIoU": "mIoU"}
 
 
@@ -101,7 +106,7 @@ def model_index(systems: list[dict[str, Any]]) -> str:
                 values = {_METRICS.get(k, k): v for k, v in metric.items() if isinstance(v, int | float)}
                 values = {k: v for k, v in values.items() if not isinstance(v, bool)}
                 dataset = _DATASETS.get(metric["dataset"], metric["dataset"])
-                results.append({"Task": data["task"].capitalize(), "Dataset": dataset, "Metrics": values})
+                results.append({"Task": _TASKS.get(data["task"], data["task"]), "Dataset": dataset, "Metrics": values})
             config = CONFIGS.get(m.get("config") or "")
             models.append(
                 {

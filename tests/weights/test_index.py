@@ -1,5 +1,6 @@
 """The index of models: it names what is registered, its sizes are those of the models, and its files are checked."""
 
+import json
 import subprocess
 import sys
 
@@ -51,6 +52,27 @@ def test_what_the_index_refers_to_exists():
         assert info.config is None or info.config in configs, info.name
         assert info.importer is None or info.importer in systems(), info.name
         assert len(info.mean) == len(info.std)
+
+
+def test_published_addresses_and_scores_are_the_recorded_ones(conformance_dir):
+    """Of every system that the index has, all checkpoints that the facts know are in it."""
+    infos = load_index().values()
+    known = {i.importer for i in infos if i.importer}
+    checked = 0
+    for system in sorted(known):
+        file = conformance_dir / "facts" / f"{system}.json"
+        variants = json.loads(file.read_text())["variants"] if file.is_file() else {}
+        own = {i.weights["url"]: i for i in infos if i.weights.get("url")}
+        for name, facts in variants.items() if isinstance(variants, dict) else ():
+            url = facts.get("checkpoint_url")
+            if not isinstance(url, str) or not url.startswith("http"):
+                continue
+            assert url in own, f"{system}: {name}"
+            checked += 1
+            top1 = [m["top1"] for m in own[url].metrics if "top1" in m]
+            if top1 and isinstance(facts.get("top1"), int | float):
+                assert facts["top1"] in top1, f"{system}: {name}"
+    assert checked > 20
 
 
 def _written(tmp_path, data):
@@ -171,6 +193,6 @@ def test_model_index_is_what_openmmlab_reads(repo_root):
         assert model["Metadata"] == {"Parameters": info.params, "FLOPs": info.flops}
         assert model["Config"] is None or (repo_root / model["Config"]).is_file(), name
     assert models["davit_tiny"]["Results"] == [
-        {"Task": "Classification", "Dataset": "ImageNet-1k", "Metrics": {"Top 1 Accuracy": 82.8}}
+        {"Task": "Image Classification", "Dataset": "ImageNet-1k", "Metrics": {"Top 1 Accuracy": 82.8}}
     ]
     assert data_dir("weights/index").is_dir()

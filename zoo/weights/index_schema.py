@@ -113,8 +113,8 @@ def check_system(path: Path, data: Any) -> None:
         raise ValueError(f"{path}: a mapping with system, title, task and models is expected")
     _check(path, "", data, SYSTEM)
     for name, model in data["models"].items():
-        if not isinstance(name, str) or re.fullmatch(r"[a-z][a-z0-9_]*", name) is None:
-            raise ValueError(f"{path}: {name!r} is no name of a model (small letters, digits, underscores)")
+        if not isinstance(name, str) or re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) is None:
+            raise ValueError(f"{path}: {name!r} is no name of a model (letters, digits, underscores)")
         if not isinstance(model, dict):
             raise ValueError(f"{path}: {name} is {_shown(model)}; a mapping is expected")
         _check(path, f"{name}.", model, MODEL)
