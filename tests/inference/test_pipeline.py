@@ -299,3 +299,21 @@ def test_a_task_must_define_its_result():
     for method in ("body", "rows", "draw"):
         with pytest.raises(NotImplementedError):
             getattr(Result("a"), method)()
+
+
+def test_tasks_of_models(monkeypatch):
+    from zoo.inference.load import task_of, untrained_predictor
+
+    assert task_of("davit_nano") == task_of("davit-nano_cls_12e_digits") == "classification"
+    assert task_of(zoo.create_model("vit_nano", depth=1)) == "classification"
+    predictor = untrained_predictor("davit-nano_cls_12e_digits")
+    assert predictor.name == ""
+    assert predictor.transform_spec["size"] == 32
+    assert len(predictor(flat(2))[0].scores) == 10
+    first, second = (untrained_predictor("vit_nano", num_classes=3)(flat(2))[0].scores for _ in range(2))
+    assert torch.equal(first, second)
+    with pytest.raises(ValueError, match="num_classes=4"):
+        untrained_predictor("davit-nano_cls_12e_digits", num_classes=4)
+    monkeypatch.setattr("zoo.inference.load.task_of", lambda model: "cooking")
+    with pytest.raises(LookupError, match="'cooking' cannot predict"):
+        load_predictor("davit_nano")

@@ -73,8 +73,9 @@ class Prediction(Result):
         picture = Picture(image, names, scores, title=Path(self.source).name)
         figure = draw_predictions([picture], columns=1, topk=len(names))
         figure.set_dpi(120)
-        figure.canvas.draw()
-        return PIL.Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[:, :, :3].copy())
+        canvas: Any = figure.canvas  # Agg's
+        canvas.draw()
+        return PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())[:, :, :3].copy())
 
 
 class Classifier(Predictor[Prediction]):
@@ -149,7 +150,7 @@ class Classifier(Predictor[Prediction]):
 
 def predict(
     model: Any, images: Any, *, weights: str | os.PathLike[str] | None = None, **options: Any
-) -> Results[Prediction] | Iterator[Prediction]:
+) -> Results[Any] | Iterator[Result]:
     """Predictions of a classifier on images; see :func:`zoo.api.predict`."""
     from zoo.inference.load import predict as run
 
@@ -196,10 +197,10 @@ def untrained_predictor(model: str | os.PathLike[str], *, num_classes: int | Non
         from zoo.classification.model import ImageClassifier
         from zoo.engine.config import load_config, require_known
 
-        require_known(model)
+        require_known(os.fspath(model))
         if num_classes is not None:
             raise ValueError(f"num_classes={num_classes}: a config has its own number")
-        cfg = load_config(model)
+        cfg = load_config(os.fspath(model))
         network = ImageClassifier(**{k: v for k, v in cfg.model.to_dict().items() if k != "type"})
         transform = cfg.test_dataloader.dataset.transform.to_dict()
         if "size" in options:

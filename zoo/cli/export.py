@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from zoo.cli.output import print_json
 
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if args.batch < 1:
         raise ValueError(f"--batch {args.batch}: accepted are 1 and above")
     predictor = _predictor(args)
+    report: Any
     dynamic = "all" if args.dynamic else "none" if args.static else "batch"
     if args.int8:
         from zoo.export.quantize import export_int8

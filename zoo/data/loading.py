@@ -12,8 +12,9 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -111,7 +112,7 @@ def decode_frames(data: bytes, path: str = "<bytes>") -> Iterator[np.ndarray]:
     # One decoder for all frames, since each may be drawn over the one before.
     with _silent(), Image.open(io.BytesIO(data), formats=_formats()) as image:
         for number in range(count):
-            yield _guarded(f"{path} (frame {number})", lambda n=number: _frame(image, n, data, path))
+            yield _guarded(f"{path} (frame {number})", partial(_frame, image, number, data, path))
 
 
 def pil_to_rgb(image: Image.Image, name: str = "<PIL image>") -> np.ndarray:
@@ -122,11 +123,13 @@ def pil_to_rgb(image: Image.Image, name: str = "<PIL image>") -> np.ndarray:
     """
 
     def convert() -> np.ndarray:
-        if image.format == "TIFF" and getattr(image, "filename", ""):
+        opened: Any = image  # an image that was opened, not made, has the name of its file
+        file = getattr(opened, "filename", None)
+        if image.format == "TIFF" and file:
             # Pillow turns a TIFF upright when it loads it, except when it maps the file into memory (Pillow 13).
-            file, image.filename = image.filename, ""  # type: ignore[attr-defined]
+            opened.filename = ""
             image.load()
-            image.filename = file  # type: ignore[attr-defined]
+            opened.filename = file
         return _turn(_pillow(image, name), 1 if image.format == "TIFF" else _exif_orientation(image))
 
     return _guarded(name, convert)

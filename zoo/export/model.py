@@ -229,14 +229,14 @@ def compare(
         ExportError: one is above ``tolerance`` or not finite, or the shapes of the outputs differ.
     """
     generator = torch.Generator().manual_seed(0)
-    checked = []
+    checked: list[tuple[tuple[int, ...], float]] = []
     for shape in shapes:
         images = torch.randn(shape, generator=generator)
         expected = _tensors(network(images))
         try:
             found = _tensors(exported(images))
-        except Exception as error:  # onnxruntime's, torch's
-            raise ExportError(f"the exported file fails on images {shape}: {reason(error)}") from error
+        except Exception as failure:  # onnxruntime's, torch's
+            raise ExportError(f"the exported file fails on images {shape}: {reason(failure)}") from failure
         if [f.shape for f in found] != [e.shape for e in expected]:
             raise ExportError(f"the exported file gives other shapes than PyTorch on images {shape}")
         error = max(float((f.cpu() - e).norm() / e.norm().clamp_min(1e-12)) for f, e in zip(found, expected))

@@ -99,8 +99,8 @@ def task_of(model: Any) -> str:
     if isinstance(model, str | os.PathLike):
         from zoo.engine.config import load_config, require_known
 
-        require_known(model)
-        kind = load_config(model).model.get("type")
+        require_known(os.fspath(model))
+        kind = load_config(os.fspath(model)).model.get("type")
         module = kind.rpartition(".")[0] if isinstance(kind, str) else kind.__module__
     else:
         module = type(model).__module__

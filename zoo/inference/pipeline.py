@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Generic, TypeVar
@@ -231,7 +231,7 @@ def _amp_dtype(amp: bool | str | torch.dtype) -> torch.dtype | None:
     return named[amp]  # type: ignore[index]
 
 
-def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int, ahead: int) -> Iterator[B]:
+def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int, ahead: int) -> Generator[B, None, None]:
     """``map`` in threads: results in order, at most ``ahead`` items taken from ``items`` and not given out yet.
 
     ``items`` itself is read in the calling thread. An exception of ``function`` is raised where its result would be.
