@@ -90,7 +90,8 @@ def forward(
         # One entry more, for hidden keys: the bias and the mask are the same look-up.
         table_hR = F.pad(bias.flatten(1), (0, 1), value=float("-inf"))
         masks = [table_hR.index_select(1, rel.flatten()).view(1, heads, *rel.shape) for rel in masks]
-    q_BNC, k_BNC, v_BNC = (t.flatten(-2).flatten(1, dims) for t in (q, k, v))
+    # Contiguous once: index_select copies all of a strided map, and is called for every piece of the tiles.
+    q_BNC, k_BNC, v_BNC = (t.flatten(-2).flatten(1, dims).contiguous() for t in (q, k, v))
 
     def attend(q_t: torch.Tensor, k_t: torch.Tensor, v_t: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """[B, tiles * T, C], [B, tiles * S, C], [B, tiles * S, h * dv] -> [B, tiles * T, h * dv], one class."""
