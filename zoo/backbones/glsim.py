@@ -281,7 +281,7 @@ class GLSim(Backbone):
         self.to(self.cls_token.device, self.cls_token.dtype)
 
     def stage_modules(self) -> list[list[nn.Module]]:
-        stem = [self.patch_embed] + ([] if self.pos_embed is None else [self.pos_embed])
+        stem: list[nn.Module] = [m for m in (self.patch_embed, self.pos_embed) if m is not None]
         return [stem, *([b] for b in self.blocks)]
 
     def num_layers(self) -> int:

@@ -9,13 +9,14 @@ learned is saved alone by :func:`zoo.layers.tuning.tuned_state_dict`.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.backbones.hosts import HostBlock, ViT
+from zoo.backbones.hosts import ViT
 from zoo.layers.padding import pad_chw
 from zoo.layers.records import Recorder
 from zoo.mixers.softmax import SoftmaxAttention
@@ -33,7 +34,7 @@ class PromptTuned(ViT):
 
     #: parameters that a pretrained trunk's checkpoint does not have
     added_parameters: ClassVar[tuple[str, ...]] = ("prompts.",)
-    prompts: nn.Module
+    prompts: Any
 
     def __init__(self, tune_trunk: bool = False, **vit: Any):
         super().__init__(**{"class_token": True, **vit})
@@ -72,7 +73,7 @@ class PromptTuned(ViT):
 
 
 class Prompts(nn.Module):
-    """Learned tokens in front of the map, for the first block or for each: ``prompts.of_layer(i, B)`` gives ``[B, P, C]``."""
+    """Learned tokens in front of the map, for the first block or for each."""
 
     no_decay = ("tokens",)
 
@@ -257,7 +258,7 @@ class TCPA(PromptTuned, Recorder):
         rows = torch.cat([F.pad(first, (0, counts[1])), F.pad(others, (counts[0], 0))], dim=1)
         return rows[:, None], distance
 
-    def _block(self, block: HostBlock, tokens: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    def _block(self, block: Any, tokens: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """A frozen block over ``[B, 1 + N, C]`` with prompts as further keys and values."""
         B, n, _ = tokens.shape
         allowed, distance = self._allowed(tokens, layer)
@@ -271,7 +272,7 @@ class TCPA(PromptTuned, Recorder):
         return tokens, tokens.new_zeros(()) if distance is None else distance
 
     @staticmethod
-    def _drop(block: HostBlock, branch: Tensor) -> Tensor:
+    def _drop(block: Any, branch: Tensor) -> Tensor:
         return branch if block.drop_path is None else block.drop_path(branch)
 
     def forward_trunk(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -282,7 +283,8 @@ class TCPA(PromptTuned, Recorder):
         tokens = torch.cat([first.expand(x.shape[0], -1, -1), x.flatten(1, 2)], dim=1)
         maps, distances = [], []
         for i, block in enumerate(self.blocks):
-            tokens, distance = self.run_block(lambda t, b=block, i=i: self._block(b, t, i), tokens)
+            step: Any = partial(self._block, block, layer=i)
+            tokens, distance = self.run_block(step, tokens)
             distances.append(distance)
             maps.append(tokens[:, 1:].transpose(1, 2).unflatten(2, size))
         self.keep("matching", torch.stack(distances).sum())

@@ -200,7 +200,8 @@ class Sparsifiner(Backbone):
         found: list[Tensor] = []
         masks: list[Tensor | None] = []
         mask, kept = None, None
-        for block in self.blocks:
+        blocks: Any = self.blocks
+        for block in blocks:
             tokens, mask = self.run_block(block, tokens, size, mask, kept)
             kept = block.kept_tokens(size[0] * size[1]) or kept
             found.append(tokens)

@@ -181,7 +181,7 @@ class ClassBlock(nn.Module):
     As the authors have it, the other tokens get their normalised selves added and are doubled.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, eta: float | None, norm_eps: float):
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, eta: float, norm_eps: float):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = ClassAttention(dim, num_heads, qkv_bias)
@@ -270,7 +270,8 @@ class TapFan(Backbone):
             if dim % n:
                 raise ValueError(f"num_heads={heads} must divide channel_dims={dims}, block by block")
         if hybrid is None:
-            stem, stride = ConvEmbed(in_chans, embed_dim, patch_size), patch_size
+            stem: nn.Module = ConvEmbed(in_chans, embed_dim, patch_size)
+            stride = patch_size
         else:
             convnext = ConvNeXtStem(**{"in_chans": in_chans, "drop_remainder": drop_remainder, **hybrid})
             stem = HybridEmbed(convnext, embed_dim, hybrid_patch_size, drop_remainder)
@@ -364,7 +365,7 @@ class TapFan(Backbone):
         self.to(like.device, like.dtype)
 
     def stage_modules(self) -> list[list[nn.Module]]:
-        stem = [self.patch_embed] + ([] if self.pos_embed is None else [self.pos_embed])
+        stem: list[nn.Module] = [m for m in (self.patch_embed, self.pos_embed) if m is not None]
         return [stem, *([b] for b in self.blocks)]
 
     def num_layers(self) -> int:

@@ -48,7 +48,8 @@ class AttentionDiversificationLoss(nn.Module):
         """A number, from ``[B, heads, N, N]`` a layer (after the softmax)."""
         if not attention:
             raise ValueError("attention is empty; accepted is at least one layer")
-        return self.weight * sum(self._layer(a) for a in attention) / (len(attention) + 1e-6)
+        total = torch.stack([self._layer(a) for a in attention]).sum()
+        return self.weight * total / (len(attention) + 1e-6)
 
     def _layer(self, attention: Tensor) -> Tensor:
         rows = attention.float().mean(1)  # [B, N, N]

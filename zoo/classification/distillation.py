@@ -190,19 +190,25 @@ class DistilledClassifier(ImageClassifier):
 
                 load_weights(self.teacher, teacher_weights)
             self.teacher.requires_grad_(False)
-        self._network_both = self.backbone.forward_both
+        self._network_both: Any = self._both
+
+    def _both(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the class token and of the distillation token."""
+        backbone: Any = self.backbone
+        return backbone.forward_both(images)
 
     def train(self, mode: bool = True) -> DistilledClassifier:
         """The teacher stays in evaluation mode."""
         super().train(mode)
-        if getattr(self, "teacher", None) is not None:
-            self.teacher.eval()
+        teacher = getattr(self, "teacher", None)
+        if teacher is not None:
+            teacher.eval()
         return self
 
     def compile_network(self, **options: Any) -> None:
         """Compile what maps images to the logits of both heads, and to logits."""
         super().compile_network(**options)
-        self._network_both = torch.compile(self.backbone.forward_both, **options)
+        self._network_both = torch.compile(self._both, **options)
 
     def forward(
         self, inputs: Tensor, data_samples: list[ClsDataSample] | None = None, mode: str = "tensor"

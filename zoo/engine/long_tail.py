@@ -42,7 +42,7 @@ class DeferredReweightingHook(Hook):
     def before_train(self, runner: Any) -> None:
         """Count the classes."""
         model, dataset = _bare(runner.model), runner.train_dataloader.dataset
-        loss = getattr(model, "loss", None)
+        loss: Any = getattr(model, "loss", None)
         if not hasattr(loss, "set_class_counts"):
             raise TypeError(f"{type(model).__name__}'s loss, {type(loss).__name__}, weighs no classes")
         if not hasattr(dataset, "labels"):

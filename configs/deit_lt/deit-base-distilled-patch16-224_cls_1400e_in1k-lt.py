@@ -1,6 +1,6 @@
 """DeiT-LT, base, on a long-tailed ImageNet-1K at 224 pixels, 1400 epochs.
 
-Command:   torchrun --nproc_per_node 8 -m zoo.cli train deit-base-distilled_cls_1400e_in1k-lt --amp
+Command:   torchrun --nproc_per_node 8 -m zoo.cli train deit-base-distilled-patch16-224_cls_1400e_in1k-lt --amp
 Hardware:  written for 8 GPUs with 128 images each (global batch 1024)
 Time:      not measured here
 Score:     59.1 % top-1 published on ImageNet-LT, whose subset is another (arXiv:2404.02900); not reproduced here

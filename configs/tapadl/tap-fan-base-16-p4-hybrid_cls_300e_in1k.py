@@ -1,6 +1,6 @@
 """tap-fan-base-hybrid with attention diversification, ImageNet-1K at 224 pixels, 300 epochs.
 
-Command:   torchrun --nproc_per_node 8 -m zoo.cli train tap-fan-base-hybrid_cls_300e_in1k --amp
+Command:   torchrun --nproc_per_node 8 -m zoo.cli train tap-fan-base-16-p4-hybrid_cls_300e_in1k --amp
 Hardware:  written for 8 GPUs with 128 images each (global batch 1024)
 Time:      not measured here
 Score:     84.3 % top-1 published (arXiv:2303.11126); not reproduced here
