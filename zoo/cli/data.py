@@ -42,6 +42,8 @@ def print_report(report: Any, listed: int = 5) -> None:
     if names:
         rows = [(name, *(report.histogram[s].get(name, 0) for s in splits)) for name in names]
         print_table(("class", *splits), rows)
+    for name, value in report.details.items():
+        print(f"{name}: {value}")
     shown: dict[str, int] = {}
     for problem in report.problems:
         shown[problem.kind] = shown.get(problem.kind, 0) + 1

@@ -1,4 +1,4 @@
-"""``zoo test``: the metrics of a checkpoint on a config's test data."""
+"""``zoo test``: the metrics of a checkpoint, or of a file of predictions, on a config's test data."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 
 from zoo.cli.output import print_json, print_table
 
-HELP = "evaluate a checkpoint on a config's test data"
+HELP = "evaluate a checkpoint, or a file of predictions, on a config's test data"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="config file or name")
-    parser.add_argument("checkpoint", help="safetensors or torch file, this project's or the authors'")
+    parser.add_argument("config", help="config file or name; with --predictions also a COCO annotations file")
+    parser.add_argument("checkpoint", nargs="?", help="safetensors or torch file, this project's or the authors'")
+    parser.add_argument("--predictions", help="instead of a checkpoint: COCO results JSON that any program wrote")
     parser.add_argument("--work-dir", help="where the log goes (default: beside the checkpoint)")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the config")
@@ -22,6 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if (args.checkpoint is None) == (args.predictions is None):
+        raise ValueError("give a checkpoint, or --predictions FILE")
+    if args.predictions is not None:
+        return _evaluate_file(args)
     import torch
 
     from zoo.engine import launch
@@ -36,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         config.log_level = "WARNING"
     tables = _add_tables(config, out)
+    boxes = _add_box_report(config, out)
     with torch.autocast(local_device().type, dtype=torch.bfloat16, enabled=args.amp):
         metrics = launch.test(config, args.checkpoint, work_dir=out, options=args.cfg_options)
     if int(os.environ.get("RANK", 0)) == 0:
@@ -45,7 +51,49 @@ def run(args: argparse.Namespace) -> int:
         else:
             print_table(("metric", "value"), [(k, round(v, 4)) for k, v in plain.items()])
             _report_tables(tables, out)
+            if boxes:
+                _report_boxes(out)
     return 0
+
+
+def _evaluate_file(args: argparse.Namespace) -> int:
+    """Evaluate a results file on the annotations of a config's test data, or of a COCO annotations file."""
+    import json
+
+    from zoo.engine.evaluate import evaluate_predictions
+
+    out = Path(args.work_dir or Path(args.predictions).resolve().parent / "test")
+    result = evaluate_predictions(args.config, args.predictions, out_dir=out, options=args.cfg_options)
+    if args.json:
+        print_json({f"coco/{k}": v for k, v in result.stats.items()})
+        return 0
+    print_table(("metric", "value"), [(f"coco/{k}", round(v, 4)) for k, v in result.stats.items()])
+    _report_boxes(out)
+    print(f"{len(json.loads(Path(args.predictions).read_text()))} predictions were evaluated")
+    return 0
+
+
+def _add_box_report(config: Any, out: Path) -> bool:
+    """Have the metrics of boxes write predictions, tables and plots too."""
+    from zoo.metrics.coco import CocoBoxes
+
+    own = config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]
+    found = False
+    for metric in own:
+        kind = metric.get("type") if isinstance(metric, dict) else None
+        if kind is CocoBoxes or str(kind).rpartition(".")[2] == CocoBoxes.__name__:
+            metric["out_dir"], found = str(metric.get("out_dir") or out), True
+    return found
+
+
+def _report_boxes(out: Path) -> None:
+    import csv
+
+    with (out / "per_class.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    if len(rows) <= 100:
+        print_table(header, [[f"{float(c):.4f}" if 2 <= i <= 5 else c for i, c in enumerate(row)] for row in rows])
+    print(f"predictions.json, per_class.csv, precision_recall.png, confusion.json and confusion.png are in {out}")
 
 
 def _add_tables(config: Any, out: Path) -> bool:

@@ -4,10 +4,15 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "CocoDetection": "zoo.data.coco",
     "Digits": "zoo.data.digits",
     "ImageFolder": "zoo.data.image_folder",
     "ImageReadError": "zoo.data.loading",
     "Shapes": "zoo.data.shapes",
+    "ShapesDetection": "zoo.data.shapes_detection",
+    "VocDetection": "zoo.data.voc",
+    "YoloDetection": "zoo.data.yolo",
+    "build_detection_transforms": "zoo.data.detection_transforms",
     "build_transforms": "zoo.data.transforms",
     "check_folder": "zoo.data.check",
     "read_image": "zoo.data.loading",

@@ -95,6 +95,25 @@ def clip_boxes(boxes: np.ndarray, height: int, width: int) -> tuple[np.ndarray, 
     )
 
 
+def split_indices(count: int, part: str, val_fraction: float, seed: int) -> np.ndarray:
+    """Indices of the images of a part, ascending.
+
+    Raises:
+        ValueError: an unknown part, a fraction outside of 0 ... 1, or an empty part.
+    """
+    if part not in ("all", "train", "val"):
+        raise ValueError(f"part={part!r} is unknown; accepted are 'all', 'train' and 'val'")
+    if part == "all":
+        return np.arange(count)
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"val_fraction={val_fraction} must be between 0 and 1, exclusive")
+    if count < 2:
+        raise ValueError(f"{count} image(s) cannot be split into 'train' and 'val'")
+    order = np.random.default_rng(seed).permutation(count)
+    held = min(max(round(count * val_fraction), 1), count - 1)
+    return np.sort(order[:held] if part == "val" else order[held:])
+
+
 class DetectionDataset(Dataset):
     """Base of the detection datasets; a subclass reads a format and hands its table over.
 
@@ -112,6 +131,9 @@ class DetectionDataset(Dataset):
         seed: of the augmentation.
         on_error: an unreadable image is raised ("raise"), or reported once and replaced by the next one ("skip").
         keep_empty: also give images without objects.
+        part: "all", or "train" / "val" for the two parts of a random split of the images.
+        val_fraction: share of the images that part "val" has.
+        split_seed: which split; the same for both parts.
 
     Raises:
         ValueError: there is no image, a label is no class, or an argument is unknown.
@@ -130,6 +152,9 @@ class DetectionDataset(Dataset):
         seed: int = 0,
         on_error: str = "raise",
         keep_empty: bool = True,
+        part: str = "all",
+        val_fraction: float = 0.2,
+        split_seed: int = 0,
     ):
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error={on_error!r} is unknown; accepted are 'raise' and 'skip'")
@@ -153,10 +178,10 @@ class DetectionDataset(Dataset):
         self._unreadable = torch.zeros(len(table), dtype=torch.uint8).share_memory_()
         #: boxes that are no targets, by reason, as far as image sizes are annotated
         self.dropped = self._count_dropped()
-        self._indices = np.arange(len(table))
+        self._indices = split_indices(len(table), part, val_fraction, split_seed)
         if not keep_empty:
             counts = np.diff(np.concatenate([[0], np.cumsum(~table.crowd)])[table.offsets])
-            self._indices = np.flatnonzero(counts)
+            self._indices = self._indices[counts[self._indices] > 0]
             if not len(self._indices):
                 raise ValueError(f"{type(self).__name__}: no image has an object, and keep_empty=False")
         if any(self.dropped.values()):

@@ -116,7 +116,7 @@ def own_data_config(
     if mixer is not None:
         backbone["mixer"] = mixer
     values = {
-        **_runtime(),
+        **runtime(),
         "model": dict(
             type=ImageClassifier,
             backbone=backbone,
@@ -170,7 +170,7 @@ def statistics(dataset: ImageFolder) -> tuple[float, list[float], list[float]]:
     return float(np.median(sides)), [round(float(m), 4) for m in mean], [round(float(s), 4) for s in std]
 
 
-def _runtime() -> dict[str, Any]:
+def runtime() -> dict[str, Any]:
     """What ``configs/_base_/default_runtime.py`` sets: hooks, logging, visualizer."""
     for root in config_roots():
         file = root / "_base_" / "default_runtime.py"

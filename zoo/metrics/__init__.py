@@ -5,9 +5,11 @@ from typing import Any
 
 _HOMES = {
     "Accuracy": "zoo.metrics.accuracy",
+    "CocoBoxes": "zoo.metrics.coco",
     "ConfusionMatrix": "zoo.metrics.confusion",
     "PerClass": "zoo.metrics.per_class",
     "PredictionDump": "zoo.metrics.dump",
+    "VocBoxes": "zoo.metrics.voc",
 }
 
 __all__ = sorted(_HOMES)

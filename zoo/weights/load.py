@@ -231,8 +231,8 @@ def _readings(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[tuple[s
         yield None, {f"{prefix}.{k}": v for k, v in state.items()}
     from zoo.weights.importers import readings
 
-    backbone = getattr(model, "backbone", None)
-    for part, prefix in ((model, ""), (backbone, "backbone.")):
+    parts = [(model, "")] + [(getattr(model, name, None), f"{name}.") for name in ("backbone", "detector")]
+    for part, prefix in parts:
         if not isinstance(part, nn.Module):
             continue
         for keys in (state, inner):
