@@ -14,7 +14,7 @@ import pytest
 
 from zoo.arena.grid import ALONE, Job, Settings
 from zoo.arena.report import growth_table, markdown, within_budget, write_report
-from zoo.arena.run import RESULTS, run
+from zoo.arena.run import RESULTS, environment, run
 from zoo.arena.store import Row, Store
 from zoo.cli import build_parser, main
 from zoo.cli.compare import settings_of
@@ -52,20 +52,21 @@ SMALL = dict(hosts=("vit",), seeds=(0,), epochs=1, max_train=30, max_test=20, co
 
 
 def test_a_mixer_that_fails_is_a_row_not_the_end(tmp_path, bad_mixers):
-    names = ("bad_mixers.Fails", "bad_mixers.Hangs", "bad_mixers.Dies", "softmax")
     lines = []
-    settings = Settings(mixers=names, **SMALL)
-    store = run(settings, tmp_path / "out", workers=4, timeout=25, report=lines.append)
+    # Killed for being late, however busy the machine is; the others have all the time that they need.
+    run(Settings(mixers=("bad_mixers.Hangs",), **SMALL), tmp_path / "out", timeout=2, report=lines.append)
+    settings = Settings(mixers=("bad_mixers.Fails", "bad_mixers.Hangs", "bad_mixers.Dies", "softmax"), **SMALL)
+    store = run(settings, tmp_path / "out", workers=3, timeout=500, report=lines.append)
     assert len(store.finished()) == 4
     errors = {r["mixer"].split(".")[-1]: (r["measure"], r["error"]) for r in store.rows() if r["error"]}
     assert errors == {
         "Fails": ("top1", "RuntimeError: this mixer always fails"),
-        "Hangs": ("job", "killed after 25 s"),
+        "Hangs": ("job", "killed after 2 s"),
         "Dies": ("job", "killed by SIGKILL"),
     }
     measured = {r["measure"] for r in store.rows(mixer="softmax", seed=0)}
     assert {"top1", "robust_top1", "train_loss", "corruption.fog"} <= measured
-    assert "[4/4]" in lines[-1]
+    assert "[3/3]" in lines[-1]
     # Only what failed as a job runs again, and only when asked.
     lines.clear()
     run(settings, tmp_path / "out", report=lines.append)
@@ -76,7 +77,7 @@ def test_a_mixer_that_fails_is_a_row_not_the_end(tmp_path, bad_mixers):
 
 def test_goes_on_after_sigkill(tmp_path):
     """The run itself is killed while workers run: they end too, and the next run does only what is left."""
-    options = ["--mixers", "softmax,channel,window", "--hosts", "vit", "--seeds", "0", "--epochs", "1", "--no-cost"]
+    options = ["--mixers", "softmax,channel", "--hosts", "vit", "--seeds", "0", "--epochs", "1", "--no-cost"]
     options += [
         "--no-status",
         "--no-growth",
@@ -92,7 +93,7 @@ def test_goes_on_after_sigkill(tmp_path):
     command = [sys.executable, "-m", "zoo.cli", "compare", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
-        if line.startswith("[1/3]"):
+        if line.startswith("[1/2]"):
             break
     time.sleep(0.5)  # the second job's process has started
     workers = children(process.pid)
@@ -111,13 +112,13 @@ def test_goes_on_after_sigkill(tmp_path):
     before = finished()
     assert list(before) == ["quality/classification/vit/softmax"]
     again = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "1 of 3 jobs are finished already" in again
-    assert "[2/2]" in again
+    assert "1 of 2 jobs are finished already" in again
+    assert "[1/1]" in again
     after = finished()
-    assert len(after) == 3
+    assert len(after) == 2
     assert before.items() <= after.items()
     store = Store(tmp_path / RESULTS)
-    assert len(store.rows(measure="top1")) == 3
+    assert len(store.rows(measure="top1")) == 2
     assert (tmp_path / "arena.md").is_file()
 
 
@@ -208,6 +209,25 @@ def test_command_line_makes_settings():
             parse(*words)
     with pytest.raises(LookupError, match="softmax"):
         parse("--mixers", "softmaks")
+
+
+def test_only_growth_keeps_freed_memory():
+    settings = Settings(mixers=("softmax",), threads=3)
+    growth, cost = (environment(settings, Job(kind, "vit", "softmax")) for kind in ("growth", "cost"))
+    assert growth["OMP_NUM_THREADS"] == cost["OMP_NUM_THREADS"] == "3"
+    assert set(growth) - set(cost) == {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}
+
+
+def test_growth_of_a_linear_mixer_is_as_claimed(tmp_path):
+    settings = Settings(mixers=("linear",), train=False, cost=False, status=False)
+    store = run(settings, tmp_path, report=lambda line: None)
+    assert [(r["size"], r["error"]) for r in store.rows(measure="mixer_cpu_ms")] == [
+        (1024 * 2**i, None) for i in range(5)
+    ]
+    ((name, claim, fitted, verdict),), kept = growth_table(store)
+    assert (name, claim) == ("linear", "linear")
+    # On a busy machine the number is not to be trusted; that the verdict follows from it is.
+    assert kept == (fitted <= 1.15) == (verdict == "as claimed")
 
 
 def test_errors_of_the_run_are_said(tmp_path):

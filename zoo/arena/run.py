@@ -148,8 +148,6 @@ def _run_job(
     argument = json.dumps(
         {"settings": dataclasses.asdict(settings), "job": dataclasses.asdict(job), "folder": str(folder)}
     )
-    threads = str(settings.threads)
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     started = time.monotonic()
     # The worker ends when this pipe does, that is with this process, however that ends.
     read_end, write_end = os.pipe()
@@ -160,7 +158,7 @@ def _run_job(
                 stdin=read_end,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=environment,
+                env=environment(settings, job),
             )
             running.add(process)
             if stopping.is_set():
@@ -186,6 +184,19 @@ def _run_job(
     elif process.returncode:
         error = _why(process.returncode, said)
     return Outcome(job, rows, error, seconds)
+
+
+def environment(settings: Settings, job: Job) -> dict[str, str]:
+    """Environment variables of a job's process.
+
+    A growth job's process keeps the memory that it has freed. Otherwise the C library gives large blocks back and
+    faults them in again, which large maps pay for and small ones do not: that would count as growth of the mixer.
+    """
+    threads = str(settings.threads)
+    given = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    if job.kind == "growth":
+        given |= {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
+    return given
 
 
 def _why(status: int, said: str) -> str:
