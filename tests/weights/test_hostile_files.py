@@ -449,6 +449,28 @@ def test_a_good_file_beside_all_of_them_is_read(tmp_path, capsys):
     assert all(torch.equal(found[k], v) for k, v in STATE.items())
 
 
+def test_notes_that_refer_to_each_other_do_not_take_forever(tmp_path, capsys):
+    """Eight lists of a thousand references each are small in the file and endless when written out."""
+    own = importlib.import_module("zoo.weights.importers.davit")
+    model = importlib.import_module("zoo").create_model("davit_nano", num_classes=5)
+    names = ["cat"]
+    for _ in range(7):
+        names = [names] * 1000
+    state = own.revert_state_dict(own.NETWORK, model.state_dict())
+    torch.save({"state_dict": state, "meta": {"CLASSES": names}}, tmp_path / "in.pth")
+    assert main(["convert", "davit", str(tmp_path / "in.pth"), str(tmp_path / "out.safetensors")]) == 1
+    assert "more than 100,000 parts" in capsys.readouterr().err
+
+
+def test_tensors_are_moved_to_other_devices(tmp_path):
+    shared = [STATE["bias"]]
+    torch.save({"a": shared, "b": (shared, {"c": STATE["weight"]}), "n": 3}, tmp_path / "c.pth")
+    found = read_checkpoint(tmp_path / "c.pth", "meta")
+    assert found["b"][1]["c"].device.type == found["a"][0].device.type == "meta"
+    assert found["b"][0] is found["a"]
+    assert found["n"] == 3
+
+
 def test_many_names_for_one_tensor_do_not_fill_the_disk(tmp_path, capsys):
     """A megabyte under thousands of names would be written thousands of times."""
     big = torch.zeros(1 << 18)

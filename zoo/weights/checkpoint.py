@@ -8,6 +8,7 @@ of every other class as :class:`zoo.weights.inert.Inert`.
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,15 +87,20 @@ def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str,
         raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
 
 
-def _moved(content: Any, device: str | torch.device, depth: int = 8) -> Any:
-    """Tensors of nested containers on another device."""
+def _moved(content: Any, device: str | torch.device, depth: int = 8, _done: dict[int, Any] | None = None) -> Any:
+    """Tensors of nested containers on another device; what is referred to several times is moved once."""
+    done = {} if _done is None else _done
     if isinstance(content, Tensor):
         return content.to(device)
-    if depth and isinstance(content, dict):
-        return type(content)((k, _moved(v, device, depth - 1)) for k, v in content.items())
-    if depth and type(content) in (list, tuple):
-        return type(content)(_moved(v, device, depth - 1) for v in content)
-    return content
+    if not depth or type(content) not in (dict, OrderedDict, list, tuple):
+        return content
+    if id(content) not in done:
+        if isinstance(content, dict):
+            moved: Any = type(content)((k, _moved(v, device, depth - 1, done)) for k, v in content.items())
+        else:
+            moved = type(content)(_moved(v, device, depth - 1, done) for v in content)
+        done[id(content)] = moved
+    return done[id(content)]
 
 
 def state_dict_of(content: Any, *, prefer_ema: bool = True) -> dict[str, Tensor]:

@@ -134,20 +134,29 @@ def as_mapping(value: Any) -> Mapping[Any, Any] | None:
     return None
 
 
-def plain(value: Any, depth: int = 8) -> Any:
-    """A copy for JSON: numbers, text, lists and dicts; tensors and what lies deeper than ``depth`` are named only."""
+def plain(value: Any, depth: int = 8, _left: list[int] | None = None) -> Any:
+    """A copy for JSON: numbers, text, lists and dicts; tensors and what lies deeper than ``depth`` are named only.
+
+    Raises:
+        CheckpointError: it has more than 100,000 parts (lists within lists can refer to each other many times).
+    """
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    left = [100_000] if _left is None else _left
+    left[0] -= 1
+    if left[0] < 0:
+        raise CheckpointError("what it says about itself has more than 100,000 parts")
     if depth <= 0:
         return f"<{type(value).__name__}>"
-    if (items := as_mapping(value)) is not None and (items or isinstance(value, Mapping)):
-        return {str(k): plain(v, depth - 1) for k, v in list(items.items())[:10_000]}
+    items = as_mapping(value)
+    if items or isinstance(value, Mapping):
+        return {str(k): plain(v, depth - 1, left) for k, v in (items or {}).items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(v, depth - 1) for v in list(value)[:10_000]]
+        return [plain(v, depth - 1, left) for v in value]
     if isinstance(value, Inert) and value.elements:
-        return [plain(v, depth - 1) for v in value.elements[:10_000]]
+        return [plain(v, depth - 1, left) for v in value.elements]
     if hasattr(value, "item") and getattr(value, "size", None) == 1:
-        return plain(value.item(), depth - 1)
+        return plain(value.item(), depth - 1, left)
     if isinstance(value, Name):
         return value.name
     return str(value) if isinstance(value, Inert | torch.dtype | torch.device) else f"<{type(value).__name__}>"
