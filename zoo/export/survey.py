@@ -64,14 +64,16 @@ class Finding:
 def representatives(task: str | None = None) -> list[Representative]:
     """The smallest model of each class, by family and class; of all tasks or of one."""
     from zoo.complexity import count_parameters, on_meta
+    from zoo.weights.index import load_index
 
+    index = load_index()  # knows most sizes; building every model takes seconds
     smallest: dict[str, Representative] = {}
     for name in MODELS.names():
         entry = MODELS.entry(name)
         if task not in (None, entry.meta.get("task")):
             continue
-        model = on_meta(entry.builder)
-        kind, count = type(model).__name__, count_parameters(model)
+        kind = getattr(entry.builder, "builds", entry.builder).__name__
+        count = index[name].params if name in index else count_parameters(on_meta(entry.builder))
         if kind not in smallest or count < smallest[kind].parameters:
             meta = entry.meta
             smallest[kind] = Representative(kind, name, meta.get("family", ""), meta.get("task", ""), count)
