@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Run recorded outputs of the authors' implementations against this project's models.
 
-    python tools/conformance.py DIR [--json FILE] [--system NAME]...
+    python tools/conformance.py DIR [--json FILE] [--system NAME]... [--backend NAME] [--modules]
 
 ``DIR/<system>/<case>.safetensors`` holds an entry (the authors' class or function), its arguments, its state dict,
 inputs and outputs. ``tests/conformance/adapters/<system>.py`` names our counterpart: its
@@ -16,6 +16,7 @@ that an adapter lists in ``NETWORKS``; integers and booleans exactly. Outputs th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import inspect
 import json
@@ -33,6 +34,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
+
+from zoo_kernels.dispatch import BACKENDS, BackendError, use_backend
 
 ADAPTERS = Path(__file__).resolve().parent.parent / "tests" / "conformance" / "adapters"
 MODULE_TOLERANCE = 1e-5
@@ -188,23 +191,30 @@ def compare(produced: Mapping[str, Any], expected: Mapping[str, Tensor], toleran
     return worst
 
 
-def run_case(path: Path, adapters: Path = ADAPTERS) -> Result:
-    """Run one fixture file; an exception on the way is a failure with its message."""
+def run_case(path: Path, adapters: Path = ADAPTERS, backend: str = "auto", modules_only: bool = False) -> Result | None:
+    """Run one fixture file; an exception on the way is a failure with its message.
+
+    With a ``backend`` all operators run by it, and a case that has a call which it cannot serve is missing; with
+    ``modules_only`` whole networks give None.
+    """
     system, case = path.parent.name, path.stem
     try:
         module = adapter(system, adapters)
         if module is None:
             return Result(system, case, "missing", message="no importer")
         fixture = load(path)
+        if modules_only and fixture.entry in getattr(module, "NETWORKS", ()):
+            return None
         torch.manual_seed(0)
         # Some functions have one name in several repositories; their adapters ask which repository it is.
         named = {"source": fixture.source} if "source" in inspect.signature(module.run).parameters else {}
-        produced = module.run(fixture.entry, fixture.kwargs, fixture.state, fixture.inputs, **named)
+        with contextlib.nullcontext() if backend == "auto" else use_backend(backend):
+            produced = module.run(fixture.entry, fixture.kwargs, fixture.state, fixture.inputs, **named)
         whole = fixture.entry in getattr(module, "NETWORKS", ())
         found = compare(produced, fixture.outputs, NETWORK_TOLERANCE if whole else MODULE_TOLERANCE)
     except Exception as e:  # whatever goes wrong in a case is that case's result
         # A bare LookupError is how an adapter says that it has no such entry; its subclasses (KeyError ...) are bugs.
-        if type(e) is LookupError:
+        if type(e) is LookupError or (backend != "auto" and isinstance(e, BackendError)):
             return Result(system, case, "missing", message=str(e))
         return Result(system, case, "fail", message=f"{type(e).__name__}: {e}".replace("\n", " ")[:1000])
     return Result(system, case, **found)
@@ -250,6 +260,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("directory", metavar="DIR", type=Path, help="holds <system>/<case>.safetensors")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results here as a JSON list")
     parser.add_argument("--system", metavar="NAME", action="append", help="only this system (may be repeated)")
+    parser.add_argument("--backend", choices=("auto", *BACKENDS), default="auto", help="run all operators by this one")
+    parser.add_argument("--modules", action="store_true", help="single modules only, no whole networks")
     args = parser.parse_args(argv)
     try:
         paths = cases(args.directory, args.system)
@@ -259,8 +271,10 @@ def main(argv: list[str] | None = None) -> int:
     start = time.perf_counter()
     results = []
     for path in paths:
-        results.append(run_case(path))
-        print(results[-1].line(), flush=True)
+        result = run_case(path, backend=args.backend, modules_only=args.modules)
+        if result is not None:
+            results.append(result)
+            print(result.line(), flush=True)
     counts = Counter(r.status for r in results)
     print(
         f"{len(results)} cases: {counts['pass']} pass, {counts['fail']} fail, {counts['missing']} missing"
