@@ -229,34 +229,51 @@ def encoder_reference_points(shapes: Shapes, valid_ratios: Tensor) -> Tensor:
     return torch.cat(points, dim=1)[:, :, None] * valid_ratios[:, None]
 
 
-def encoder_proposals(
-    memory: Tensor, padding_mask: Tensor, shapes: Shapes, learned_wh: Tensor | None = None
+def proposal_boxes(
+    padding_mask: Tensor, shapes: Shapes, dtype: torch.dtype = torch.float32, learned_wh: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """A box around every token, larger from level to level, as the start of the first stage.
+    """A box around every token, larger from level to level.
 
     Args:
-        memory: ``[B, S, C]``.
         padding_mask: ``[B, S]``, true in the padding.
         shapes: (H, W) of each level.
+        dtype: of the boxes.
         learned_wh: logits of the size at the first level, ``[2]``; 0.05 without them.
 
     Returns:
-        The memory with tokens in the padding or too near the border (outside 0.01 ... 0.99) set to zero, and logits of
-        the boxes (cx, cy, w, h), ``[B, S, 4]``, infinite for these tokens.
+        Boxes (cx, cy, w, h) over the valid part of each level, ``[B, S, 4]``, and which of them can be used,
+        ``[B, S, 1]``: not in the padding nor too near the border (outside 0.01 ... 0.99).
     """
-    B = memory.shape[0]
+    B = padding_mask.shape[0]
     boxes, first = [], 0
     for level, (height, width) in enumerate(shapes):
         mask = padding_mask[:, first : first + height * width].view(B, height, width)
         first += height * width
-        inside = (~mask).to(memory.dtype)
+        inside = (~mask).to(dtype)
         valid_h, valid_w = inside[:, :, 0].sum(1, keepdim=True), inside[:, 0, :].sum(1, keepdim=True)  # [B, 1]
-        y, x = _centres(height, width, memory)
+        y, x = _centres(height, width, inside)
         centre = torch.stack([x / valid_w, y / valid_h], dim=-1)  # [B, H*W, 2]
         size = centre.new_full((2,), 0.05) if learned_wh is None else learned_wh.sigmoid()
         boxes.append(torch.cat([centre, (size * 2.0**level).expand_as(centre)], dim=-1))
     proposals = torch.cat(boxes, dim=1)  # [B, S, 4]
     usable = ((proposals > 0.01) & (proposals < 0.99)).all(-1, keepdim=True) & ~padding_mask[..., None]
+    return proposals, usable
+
+
+def encoder_proposals(
+    memory: Tensor, padding_mask: Tensor, shapes: Shapes, learned_wh: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """A box around every token (:func:`proposal_boxes`), as the start of the first stage.
+
+    Args:
+        memory: ``[B, S, C]``.
+        padding_mask, shapes, learned_wh: see :func:`proposal_boxes`.
+
+    Returns:
+        The memory with tokens whose box cannot be used set to zero, and logits of the boxes (cx, cy, w, h),
+        ``[B, S, 4]``, infinite for these tokens.
+    """
+    proposals, usable = proposal_boxes(padding_mask, shapes, memory.dtype, learned_wh)
     logits = torch.log(proposals / (1 - proposals)).masked_fill(~usable, math.inf)
     return memory.masked_fill(~usable, 0.0), logits
 
