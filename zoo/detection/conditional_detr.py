@@ -17,7 +17,7 @@ from zoo.detection.conditional_transformer import ConditionalDecoderLayer
 from zoo.detection.deformable_transformer import LayerStack, init_transformer
 from zoo.detection.detr import Encoder, EncoderLayer, as_tokens, layer_predictions
 from zoo.detection.images import mask_at
-from zoo.detection.layers import MLP, classifier_bias
+from zoo.detection.layers import MLP, classifier_bias, start_at_reference
 from zoo.detection.positions import box_sines, build_positions
 
 
@@ -128,8 +128,7 @@ class ConditionalDETR(nn.Module):
         self.class_embed = nn.Linear(dim, num_classes)
         self.bbox_embed = MLP(dim, dim, 4, 3)
         nn.init.constant_(self.class_embed.bias, classifier_bias())
-        nn.init.zeros_(self.bbox_embed.layers[-1].weight)
-        nn.init.zeros_(self.bbox_embed.layers[-1].bias)
+        start_at_reference(self.bbox_embed)
 
     def forward(self, features: Sequence[Tensor], mask: Tensor, targets: Any = None) -> dict[str, Any]:
         """Predict; arguments and result as :meth:`zoo.detection.detr.DETR.forward`, ``classes`` without "no object"."""

@@ -71,10 +71,16 @@ class ConditionalDecoderLayer(nn.Module):
     ):
         super().__init__()
         self.nhead = nhead
-        for name in ("sa_qcontent", "sa_qpos", "sa_kcontent", "sa_kpos", "sa_v"):
-            setattr(self, f"{name}_proj", nn.Linear(d_model, d_model))
-        for name in ("ca_qcontent", "ca_kcontent", "ca_kpos", "ca_v", "ca_qpos_sine"):
-            setattr(self, f"{name}_proj", nn.Linear(d_model, d_model))
+        self.sa_qcontent_proj = nn.Linear(d_model, d_model)
+        self.sa_qpos_proj = nn.Linear(d_model, d_model)
+        self.sa_kcontent_proj = nn.Linear(d_model, d_model)
+        self.sa_kpos_proj = nn.Linear(d_model, d_model)
+        self.sa_v_proj = nn.Linear(d_model, d_model)
+        self.ca_qcontent_proj = nn.Linear(d_model, d_model)
+        self.ca_kcontent_proj = nn.Linear(d_model, d_model)
+        self.ca_kpos_proj = nn.Linear(d_model, d_model)
+        self.ca_v_proj = nn.Linear(d_model, d_model)
+        self.ca_qpos_sine_proj = nn.Linear(d_model, d_model)
         self.ca_qpos_proj = nn.Linear(d_model, d_model) if positions_in_content else None
         self.self_attn = ProjectedAttention(d_model, nhead, dropout)
         self.cross_attn = ProjectedAttention(d_model, nhead, dropout)

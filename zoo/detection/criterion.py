@@ -61,6 +61,8 @@ class SetCriterion(nn.Module):
         ValueError: an unknown loss or classification.
     """
 
+    class_weight: Tensor
+
     def __init__(
         self,
         num_classes: int,
@@ -154,7 +156,7 @@ class SetCriterion(nn.Module):
             loss = F.cross_entropy(logits.transpose(1, 2), wanted, self.class_weight.to(logits))
         else:
             one_hot = torch.zeros_like(logits)
-            one_hot[(*where, labels)] = 1.0
+            one_hot[where[0], where[1], labels] = 1.0
             # The mean over queries in the loss is undone, so that their number does not matter.
             loss = sigmoid_focal_loss(logits, one_hot, num_boxes, self.focal_alpha) * logits.shape[1]
         found = {"loss_ce": loss}

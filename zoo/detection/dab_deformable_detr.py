@@ -26,7 +26,7 @@ from zoo.detection.deformable_transformer import (
     init_transformer,
 )
 from zoo.detection.denoising import Draws, denoising
-from zoo.detection.layers import MLP, InputProjection, classifier_bias
+from zoo.detection.layers import MLP, InputProjection, classifier_bias, start_at_reference
 from zoo.detection.positions import SinePositions, box_sines
 
 
@@ -166,11 +166,11 @@ class DABDeformableDETR(nn.Module):
             scatter_centres(self.refpoint_embed)
         classify, locate = nn.Linear(dim, num_classes), MLP(dim, dim, 4, 3)
         nn.init.constant_(classify.bias, classifier_bias())
-        nn.init.zeros_(locate.layers[-1].weight)
-        nn.init.zeros_(locate.layers[-1].bias)
+        start_at_reference(locate)
         self.class_embed = nn.ModuleList(copy.deepcopy(classify) for _ in range(layers))
-        self.bbox_embed = nn.ModuleList(copy.deepcopy(locate) for _ in range(layers))
-        nn.init.constant_(self.bbox_embed[0].layers[-1].bias[2:], -2.0)
+        heads = [copy.deepcopy(locate) for _ in range(layers)]
+        start_at_reference(heads[0], -2.0)
+        self.bbox_embed = nn.ModuleList(heads)
         self.dn_groups = dn_groups
         self.dn_label_noise_scale, self.dn_box_noise_scale = dn_label_noise_scale, dn_box_noise_scale
         self.label_enc = None if dn_groups is None else nn.Embedding(num_classes + 1, dim - 1)

@@ -23,7 +23,7 @@ from zoo.detection.deformable_transformer import LayerStack, init_transformer
 from zoo.detection.denoising import Denoising, Draws, denoising
 from zoo.detection.detr import EncoderLayer, as_tokens, layer_predictions
 from zoo.detection.images import mask_at
-from zoo.detection.layers import MLP, classifier_bias
+from zoo.detection.layers import MLP, classifier_bias, start_at_reference
 from zoo.detection.positions import SinePositions, box_sines
 
 #: of inverse sigmoids in this family
@@ -77,9 +77,9 @@ class DABDecoder(LayerStack):
         if query_scale_type not in QUERY_SCALES:
             raise ValueError(f"query_scale_type={query_scale_type!r}: accepted are {', '.join(QUERY_SCALES)}")
         self.norm = nn.LayerNorm(d_model)
-        self.fixed_scale = query_scale_type == "fix_elewise"
-        if self.fixed_scale:
-            self.query_scale: nn.Module = nn.Embedding(len(layers), d_model)
+        self.query_scale: nn.Embedding | MLP
+        if query_scale_type == "fix_elewise":
+            self.query_scale = nn.Embedding(len(layers), d_model)
         else:
             self.query_scale = MLP(d_model, d_model, d_model if query_scale_type == "cond_elewise" else 1, 2)
         self.ref_point_head = MLP(2 * d_model, d_model, d_model, 2)
@@ -112,7 +112,7 @@ class DABDecoder(LayerStack):
         for i, layer in enumerate(self.layers):
             sines = box_sines(reference, dim // 2)  # [B, Q, 2C]
             query_pos, sine = self.ref_point_head(sines), sines[..., :dim]
-            if self.fixed_scale:
+            if isinstance(self.query_scale, nn.Embedding):
                 sine = sine * self.query_scale.weight[i]
             elif i > 0:
                 sine = sine * self.query_scale(tgt)
@@ -242,8 +242,7 @@ class DABDETR(nn.Module):
         self.class_embed = nn.Linear(dim, num_classes)
         head = MLP(dim, dim, 4, 3)
         nn.init.constant_(self.class_embed.bias, classifier_bias())
-        nn.init.zeros_(head.layers[-1].weight)
-        nn.init.zeros_(head.layers[-1].bias)
+        start_at_reference(head)
         self.bbox_embed = nn.ModuleList(copy.deepcopy(head) for _ in range(layers)) if box_head_each_layer else head
         if random_refpoints_xy:
             scatter_centres(self.refpoint_embed)

@@ -29,7 +29,7 @@ from zoo.detection.deformable_transformer import (
     init_transformer,
     top_proposals,
 )
-from zoo.detection.layers import MLP, InputProjection, classifier_bias, shared
+from zoo.detection.layers import MLP, InputProjection, classifier_bias, shared, start_at_reference
 from zoo.detection.positions import build_positions, coordinate_sines
 
 
@@ -209,18 +209,18 @@ class DeformableDETR(nn.Module):
     def _make_heads(self, dim: int, layers: int) -> None:
         classify, locate = nn.Linear(dim, self.num_classes), MLP(dim, dim, 4, 3)
         nn.init.constant_(classify.bias, classifier_bias())
-        nn.init.zeros_(locate.layers[-1].weight)
-        nn.init.zeros_(locate.layers[-1].bias)
+        start_at_reference(locate)
         count = layers + self.two_stage
         if not self.with_box_refine:
             # Without refinement the head alone says how large a box is; boxes start small.
-            nn.init.constant_(locate.layers[-1].bias[2:], -2.0)
+            start_at_reference(locate, -2.0)
             self.class_embed, self.bbox_embed = shared(classify, count), shared(locate, count)
             return
         self.class_embed = nn.ModuleList(copy.deepcopy(classify) for _ in range(count))
-        self.bbox_embed = nn.ModuleList(copy.deepcopy(locate) for _ in range(count))
+        heads = [copy.deepcopy(locate) for _ in range(count)]
         if not self.two_stage:
-            nn.init.constant_(self.bbox_embed[0].layers[-1].bias[2:], -2.0)
+            start_at_reference(heads[0], -2.0)
+        self.bbox_embed = nn.ModuleList(heads)
 
     def make_levels(self, features: Sequence[Tensor], mask: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The backbone's maps and the images' padding to the transformer's levels and their padding."""

@@ -29,7 +29,7 @@ from zoo.detection.deformable_transformer import (
     top_proposals,
 )
 from zoo.detection.denoising import Denoising, Draws, contrastive_denoising
-from zoo.detection.layers import MLP, InputProjection, classifier_bias
+from zoo.detection.layers import MLP, InputProjection, classifier_bias, start_at_reference
 from zoo.detection.positions import SinePositions, box_sines
 
 #: of inverse sigmoids in this family
@@ -271,8 +271,7 @@ class DINO(nn.Module):
         self.draws: Draws | None = None
         classify, locate = nn.Linear(dim, num_classes), MLP(dim, dim, 4, 3)
         nn.init.constant_(classify.bias, classifier_bias())
-        nn.init.zeros_(locate.layers[-1].weight)
-        nn.init.zeros_(locate.layers[-1].bias)
+        start_at_reference(locate)
         self.class_embed = nn.ModuleList(
             [classify] * layers if share_class_head else [copy.deepcopy(classify) for _ in range(layers)]
         )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from zoo.detection.criterion import SetCriterion, Targets, with_suffix
-from zoo.detection.matcher import Indices
+from zoo.detection.matcher import HungarianMatcher, Indices
 
 
 class DINOCriterion(SetCriterion):
@@ -21,8 +21,16 @@ class DINOCriterion(SetCriterion):
     Positives of a denoising group are paired with the objects they were made of, negatives are background.
     """
 
-    def __init__(self, *args: Any, eps: float = 1e-6, log_parts: bool = True, **kwargs: Any):
-        super().__init__(*args, eps=eps, log_parts=log_parts, **kwargs)
+    def __init__(
+        self,
+        num_classes: int,
+        matcher: HungarianMatcher,
+        weights: Mapping[str, float] | None = None,
+        eps: float = 1e-6,
+        log_parts: bool = True,
+        **options: Any,
+    ):
+        super().__init__(num_classes, matcher, weights, eps=eps, log_parts=log_parts, **options)
 
     def forward(self, outputs: Mapping[str, Any], targets: Targets) -> dict[str, Tensor]:
         """As the family's, and losses with the suffix ``_dn`` (last layer) and ``_dn_0`` ... (others).

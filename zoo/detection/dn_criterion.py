@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zoo.detection.criterion import SetCriterion, Targets
 from zoo.detection.denoising import Denoising
+from zoo.detection.matcher import HungarianMatcher
 
 KINDS = ("loss_ce", "loss_bbox", "loss_giou", "class_error")
 
@@ -24,8 +25,16 @@ class DNCriterion(SetCriterion):
     number of these queries.
     """
 
-    def __init__(self, *args: Any, eps: float = 1e-6, log_parts: bool = True, **kwargs: Any):
-        super().__init__(*args, eps=eps, log_parts=log_parts, **kwargs)
+    def __init__(
+        self,
+        num_classes: int,
+        matcher: HungarianMatcher,
+        weights: Mapping[str, float] | None = None,
+        eps: float = 1e-6,
+        log_parts: bool = True,
+        **options: Any,
+    ):
+        super().__init__(num_classes, matcher, weights, eps=eps, log_parts=log_parts, **options)
 
     def weight_of(self, name: str) -> float | None:
         return super().weight_of(name.removeprefix("tgt_"))

@@ -29,7 +29,7 @@ from zoo.detection.deformable_transformer import (
 from zoo.detection.denoising import Denoising, Draws, contrastive_denoising
 from zoo.detection.dino import EPS, DINODecoder
 from zoo.detection.focus_encoder import FocusEncoder, FocusEncoderLayer, ForegroundSelector
-from zoo.detection.layers import MLP, InputProjection, classifier_bias
+from zoo.detection.layers import MLP, InputProjection, classifier_bias, start_at_reference
 from zoo.detection.positions import SinePositions
 
 CASCADE = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)
@@ -190,11 +190,11 @@ class FocusDETR(nn.Module):
         self.draws: Draws | None = None
         classify, locate = nn.Linear(dim, num_classes), MLP(dim, dim, 4, 3)
         nn.init.constant_(classify.bias, classifier_bias())
-        nn.init.zeros_(locate.layers[-1].weight)
-        nn.init.zeros_(locate.layers[-1].bias)
+        start_at_reference(locate)
         self.class_embed = nn.ModuleList(copy.deepcopy(classify) for _ in range(layers + 1))
-        self.bbox_embed = nn.ModuleList(copy.deepcopy(locate) for _ in range(layers + 1))
-        nn.init.constant_(self.bbox_embed[0].layers[-1].bias[2:], -2.0)
+        heads = [copy.deepcopy(locate) for _ in range(layers + 1)]
+        start_at_reference(heads[0], -2.0)
+        self.bbox_embed = nn.ModuleList(heads)
 
     def forward(self, features: Sequence[Tensor], mask: Tensor, targets: Any = None) -> dict[str, Any]:
         """Predict; arguments and result as :meth:`zoo.detection.dino.DINO.forward`, and the foreground's scores."""

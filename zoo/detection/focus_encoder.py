@@ -168,6 +168,7 @@ class FocusEncoder(LayerStack):
         output, worked_on = src, []
         most = counts.amax().to(torch.float32)
         for layer, share in zip(self.layers, self.cascade):
+            assert isinstance(layer, FocusEncoderLayer)
             chosen = scores.topk(int(share * most), dim=1).indices  # [B, K]
             query = gather_tokens(output, chosen)
             foreground = scores.gather(1, chosen)

@@ -86,9 +86,11 @@ class InputProjection(nn.ModuleList):
             previous = dim
         super().__init__(layers)
         self.num_maps = len(channels)
-        for layer in self:
-            nn.init.xavier_uniform_(layer[0].weight)
-            nn.init.zeros_(layer[0].bias)
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                nn.init.xavier_uniform_(m.weight)
+                assert m.bias is not None
+                nn.init.zeros_(m.bias)
 
     def forward(self, maps: Sequence[Tensor], mask: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Maps ``[B, C_i, H_i, W_i]`` and the images' padding ``[B, H, W]`` to levels and their padding."""
@@ -105,6 +107,15 @@ class InputProjection(nn.ModuleList):
 def classifier_bias(prior: float = 0.01) -> float:
     """The bias that makes a sigmoid classifier start at this probability."""
     return -math.log((1 - prior) / prior)
+
+
+def start_at_reference(head: MLP, size: float = 0.0) -> None:
+    """Let a box head start by giving the reference; ``size`` is the logit of a width and height without one."""
+    last = head.layers[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    nn.init.constant_(last.bias[2:], size)
 
 
 def shared(module: nn.Module, count: int) -> nn.ModuleList:

@@ -10,7 +10,7 @@ from torchvision.models import resnet
 from torchvision.ops import FrozenBatchNorm2d
 
 #: name -> block and blocks of each stage
-DEPTHS: dict[str, tuple[type[nn.Module], tuple[int, int, int, int]]] = {
+DEPTHS: dict[str, tuple[type[resnet.BasicBlock | resnet.Bottleneck], tuple[int, int, int, int]]] = {
     "resnet18": (resnet.BasicBlock, (2, 2, 2, 2)),
     "resnet34": (resnet.BasicBlock, (3, 4, 6, 3)),
     "resnet50": (resnet.Bottleneck, (3, 4, 6, 3)),
