@@ -21,6 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", help="folder for predictions.jsonl and the pictures")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--topk", type=int, default=5, help="best classes to name (default 5)")
+    parser.add_argument("--score-threshold", type=float, help="detectors: drop boxes below it (default 0.3)")
+    parser.add_argument("--max-detections", type=int, help="detectors: boxes of an image at most (default 100)")
+    parser.add_argument(
+        "--attention", action="store_true", help="detectors: also draw where the best queries look; needs --out"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument(
         "--amp", nargs="?", const="bfloat16", default=False, help="autocast: bfloat16 (default) or float16"
@@ -56,11 +61,20 @@ def run(args: argparse.Namespace) -> int:
     predictor = load_predictor(
         args.model_or_config, args.weights, **{n: getattr(args, n) for n in names if _given(args, n)}
     )
+    own = [n for n in ("topk", "score_threshold", "max_detections") if n in predictor.options]
+    for name in ("score_threshold", "max_detections"):
+        if getattr(args, name) is not None and name not in own:
+            raise ValueError(f"--{name.replace('_', '-')} is for detectors, not for {args.model_or_config}")
+    if args.attention and (args.out is None or not hasattr(predictor, "draw_attention")):
+        raise ValueError("--attention is for detectors, and needs --out for its pictures")
     out = Path(args.out) if args.out else None
     pictures = out is not None and not args.no_pictures
-    call = ("batch_size", "topk", "on_error", "workers", "frames", "video_stride", "allow_urls")
+    call = ("batch_size", *own, "on_error", "workers", "frames", "video_stride", "allow_urls")
     results = predictor(
-        args.images, stream=True, keep_images=pictures, **{n: getattr(args, n) for n in call if _given(args, n)}
+        args.images,
+        stream=True,
+        keep_images=pictures or args.attention,
+        **{n: getattr(args, n) for n in call if _given(args, n)},
     )
     state = {"lines": 0, "failed": 0}
     entries: list[dict] = []
@@ -80,6 +94,11 @@ def run(args: argparse.Namespace) -> int:
                 entries.extend(result.to_coco(number))
             if pictures and out is not None and result.error is None:
                 result.save(out / picture_name(number, result))
+            if args.attention and out is not None and result.error is None:
+                from zoo.viz.figures import save_figure
+
+                name = f"{Path(picture_name(number, result)).stem}_attention.png"
+                save_figure(predictor.draw_attention(result.image), out / name)
 
     if out is None:
         each(lambda line: None)

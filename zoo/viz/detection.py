@@ -89,3 +89,51 @@ def draw_precision_recall(result: CocoResult, *, most: int = 12) -> Figure:
 def save_precision_recall(result: CocoResult, path: str | os.PathLike, *, most: int = 12) -> Path:
     """Draw precision-recall curves (:func:`draw_precision_recall`) into a file."""
     return save_figure(draw_precision_recall(result, most=most), path)
+
+
+def draw_query_attention(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    names: Sequence[str],
+    *,
+    points: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+    maps: np.ndarray | None = None,
+    columns: int = 3,
+) -> Figure:
+    """One picture a query: its box, and the points it reads by weight or its attention as heat.
+
+    Args:
+        image: RGB uint8 ``[H, W, 3]``.
+        boxes: ``[N, 4]`` corners in pixels.
+        names: a title for each.
+        points: ``[N, P, 2]`` x, y in 0 ... 1 of the image, with ``weights`` ``[N, P]``.
+        maps: ``[N, h, w]`` attention, instead of points.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    from matplotlib.patches import Rectangle
+
+    from zoo.viz.attention import overlay
+
+    if not len(boxes) or (points is None) == (maps is None):
+        raise ValueError("draw_query_attention needs boxes, and either points with weights or maps")
+    height, width = image.shape[:2]
+    columns = min(columns, len(boxes))
+    rows = -(-len(boxes) // columns)
+    figure = new_figure(3.4 * columns, 3.6 * rows * min(2.0, max(0.5, height / width)) + 0.3)
+    for n, (box, name) in enumerate(zip(boxes, names)):
+        axes = figure.add_subplot(rows, columns, n + 1)
+        axes.imshow(image if maps is None else overlay(image, maps[n]))
+        if points is not None and weights is not None:
+            size = 4 + 60 * weights[n] / max(float(weights[n].max()), 1e-12)
+            x, y = points[n, :, 0] * width - 0.5, points[n, :, 1] * height - 0.5
+            axes.scatter(x, y, s=size, c=weights[n], cmap="autumn_r", edgecolors="black", linewidths=0.3)
+        x0, y0, x1, y1 = box - 0.5
+        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec="#00e5ff", lw=1.8))
+        axes.set_xlim(-0.5, width - 0.5)
+        axes.set_ylim(height - 0.5, -0.5)
+        axes.set_title(name, fontsize=9)
+        axes.set_axis_off()
+    return figure
