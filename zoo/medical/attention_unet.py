@@ -160,7 +160,7 @@ class AttentionUNet(nn.Module):
         init_kaiming(self)
 
     def forward(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
-        """Logits ``[B, num_classes, ...]`` of ``x [B, in_chans, ...]``; on demand the attention of levels 2 to 4 too."""
+        """Logits ``[B, num_classes, ...]`` of ``x [B, in_chans, ...]``; on demand attention of levels 2 to 4 too."""
         check_divisible(x, (16,) * self.dims, self.in_chans)
         levels, y = self.encoder(x)
         gate = self.gating(y) if self.gating is not None else y
@@ -219,7 +219,7 @@ class GridAttentionUNet(nn.Module):
         init_kaiming(self)
 
     def forward(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
-        """Logits ``[B, num_classes, ...]`` of ``x [B, in_chans, ...]``; on demand the attention of levels 2 to 4 too."""
+        """Logits ``[B, num_classes, ...]`` of ``x [B, in_chans, ...]``; on demand attention of levels 2 to 4 too."""
         check_divisible(x, self.multiples, self.in_chans)
         levels, y = self.encoder(x)
         gate = self.gating(y)
