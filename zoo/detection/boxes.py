@@ -44,6 +44,11 @@ def box_iou(a: Tensor, b: Tensor, eps: float = 0.0) -> tuple[Tensor, Tensor]:
     return _overlap(a[:, None], b[None], eps)
 
 
+def paired_iou(a: Tensor, b: Tensor, eps: float = 0.0) -> Tensor:
+    """Intersection over union of the i-th box of ``a`` with the i-th of ``b``, ``[...]``, from corners ``[..., 4]``."""
+    return _overlap(a, b, eps)[0]
+
+
 def _generalised(a: Tensor, b: Tensor, eps: float) -> Tensor:
     iou, union = _overlap(a, b, eps)
     size = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0)

@@ -47,6 +47,8 @@ class DeformableTransformer(nn.Module):
         dec_n_points, enc_n_points: sampling points a head and level.
         two_stage: queries start at the encoder's best proposals.
         two_stage_num_proposals: how many.
+        mixed_selection: of the proposals, queries take the position only; their contents are learned.
+        look_forward_twice: boxes of a layer also teach the layer before it, whose references they start from.
     """
 
     def __init__(
@@ -63,9 +65,12 @@ class DeformableTransformer(nn.Module):
         enc_n_points: int = 4,
         two_stage: bool = False,
         two_stage_num_proposals: int = 300,
+        mixed_selection: bool = False,
+        look_forward_twice: bool = False,
     ):
         super().__init__()
         self.d_model = d_model
+        self.mixed_selection, self.look_forward_twice = mixed_selection, look_forward_twice
         self.two_stage = two_stage
         self.two_stage_num_proposals = two_stage_num_proposals
         common = (d_model, dim_feedforward, dropout, activation, num_feature_levels, nhead)
@@ -102,17 +107,19 @@ class DeformableTransformer(nn.Module):
             levels: each ``[B, C, H, W]``.
             masks: each ``[B, H, W]``, true in the padding.
             positions: each ``[B, C, H, W]``.
-            query_embed: ``[Q, 2C]`` position and content of the queries; None in two stages.
+            query_embed: ``[Q, 2C]`` position and content of the queries, with mixed selection ``[Q, C]`` content; None in
+                two stages without it.
             class_heads, box_heads: one a decoder layer, in two stages another one for the proposals.
             refine: move the references from layer to layer.
 
         Returns:
-            ``memory [B, S, C]``, ``hs [layers, B, Q, C]``, ``init_reference [B, Q, 2 or 4]``, ``inter_references
-            [layers, B, Q, 2 or 4]``, in two stages ``enc_logits [B, S, classes]`` and ``enc_boxes [B, S, 4]`` (logits).
+            ``memory [B, S, C]``, ``padding [B, S]``, ``hs [layers, B, Q, C]``, ``init_reference [B, Q, 2 or 4]``,
+            ``inter_references [layers, B, Q, 2 or 4]``, in two stages ``enc_logits [B, S, classes]`` and ``enc_boxes
+            [B, S, 4]`` (logits).
         """
         tokens, pos, padding, shapes, ratios = flatten_levels(levels, masks, positions, self.level_embed)
         memory = self.encoder(tokens, pos, shapes, ratios, padding)
-        out: dict[str, Any] = {"memory": memory, "shapes": shapes, "valid_ratios": ratios}
+        out: dict[str, Any] = {"memory": memory, "shapes": shapes, "valid_ratios": ratios, "padding": padding}
         B = memory.shape[0]
         if self.two_stage:
             kept, proposals = encoder_proposals(memory, padding, shapes)
@@ -124,27 +131,61 @@ class DeformableTransformer(nn.Module):
             reference = selected.sigmoid()
             sines = coordinate_sines(reference * (2 * math.pi), self.d_model // 2)
             query_pos, tgt = self.pos_trans_norm(self.pos_trans(sines)).chunk(2, dim=-1)
+            if self.mixed_selection:
+                assert query_embed is not None
+                tgt = query_embed.expand(B, -1, -1)
             out |= {"enc_logits": logits, "enc_boxes": boxes}
         else:
             assert query_embed is not None
             query_pos, tgt = (x.expand(B, -1, -1) for x in query_embed.chunk(2, dim=-1))
             reference = self.reference_points(query_pos).sigmoid()
         out["init_reference"] = reference
+        hidden, references = self.decode(
+            tgt, query_pos, reference, memory, shapes, ratios, padding, box_heads if refine else None
+        )
+        return out | {"hs": torch.stack(hidden), "inter_references": torch.stack(references)}
+
+    def decode(
+        self,
+        tgt: Tensor,
+        query_pos: Tensor,
+        reference: Tensor,
+        memory: Tensor,
+        shapes: Sequence[tuple[int, int]],
+        ratios: Tensor,
+        padding: Tensor,
+        box_heads: nn.ModuleList | None,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Run the decoder.
+
+        Args:
+            tgt, query_pos: contents and positions of the queries, each ``[B, Q, C]``.
+            reference: their points or boxes in 0 ... 1, ``[B, Q, 2 or 4]``.
+            memory: ``[B, S, C]``.
+            shapes: (H, W) of each level.
+            ratios: valid share of each level, ``[B, L, 2]``.
+            padding: ``[B, S]``, true in the padding.
+            box_heads: one a layer, which move the references; None to leave them.
+
+        Returns:
+            The output of each layer, and the references after it.
+        """
         hidden, references = [], []
         for i, layer in enumerate(self.decoder.layers):
             scale = torch.cat([ratios, ratios], -1) if reference.shape[-1] == 4 else ratios
             tgt = layer(tgt, query_pos, reference[:, :, None] * scale[:, None], memory, shapes, padding)
-            if refine:
+            moved = reference
+            if box_heads is not None:
                 delta = box_heads[i](tgt)
                 start = inverse_sigmoid(reference)
                 if reference.shape[-1] == 4:
-                    moved = delta + start
+                    moved = (delta + start).sigmoid()
                 else:
-                    moved = torch.cat([delta[..., :2] + start, delta[..., 2:]], dim=-1)
-                reference = moved.sigmoid().detach()
+                    moved = torch.cat([delta[..., :2] + start, delta[..., 2:]], dim=-1).sigmoid()
+                reference = moved.detach()
             hidden.append(tgt)
-            references.append(reference)
-        return out | {"hs": torch.stack(hidden), "inter_references": torch.stack(references)}
+            references.append(moved if self.look_forward_twice else reference)
+        return hidden, references
 
 
 class DeformableDETR(nn.Module):
@@ -203,7 +244,9 @@ class DeformableDETR(nn.Module):
         options = {"half_pixel": True} if position == "sine" else {}
         self.position = build_positions(position, dim, **options)
         self.input_proj = InputProjection(channels, dim, num_feature_levels)
-        self.query_embed = None if two_stage else nn.Embedding(num_queries, dim * 2)
+        self.query_embed = None
+        if not two_stage or self.transformer.mixed_selection:
+            self.query_embed = nn.Embedding(num_queries, dim if two_stage else dim * 2)
         self._make_heads(dim, len(self.transformer.decoder.layers))
 
     def _make_heads(self, dim: int, layers: int) -> None:
@@ -244,17 +287,23 @@ class DeformableDETR(nn.Module):
         out = self.transformer(
             levels, masks, positions, query_embed, self.class_embed, self.bbox_embed, self.with_box_refine
         )
-        predictions = []
-        for i, hidden in enumerate(out["hs"]):
-            reference = out["init_reference"] if i == 0 else out["inter_references"][i - 1]
-            start = inverse_sigmoid(reference)
-            delta = self.bbox_embed[i](hidden)
-            if start.shape[-1] == 2:
-                start = torch.cat([start, torch.zeros_like(start)], dim=-1)
-            predictions.append({"pred_logits": self.class_embed[i](hidden), "pred_boxes": (delta + start).sigmoid()})
+        predictions = self.predictions(out["hs"], out["init_reference"], out["inter_references"])
         out |= predictions[-1] | {"masks": masks, "levels": levels}
         if self.aux_loss:
             out["aux_outputs"] = predictions[:-1]
         if self.two_stage:
             out["enc_outputs"] = {"pred_logits": out.pop("enc_logits"), "pred_boxes": out.pop("enc_boxes").sigmoid()}
         return out
+
+    def predictions(
+        self, hidden: Sequence[Tensor], reference: Tensor, references: Sequence[Tensor]
+    ) -> list[dict[str, Tensor]]:
+        """Classes and boxes of each layer, from its output, the first reference and the reference after each layer."""
+        found = []
+        for i, h in enumerate(hidden):
+            start = inverse_sigmoid(reference if i == 0 else references[i - 1])
+            delta = self.bbox_embed[i](h)
+            if start.shape[-1] == 2:
+                start = torch.cat([start, torch.zeros_like(start)], dim=-1)
+            found.append({"pred_logits": self.class_embed[i](h), "pred_boxes": (delta + start).sigmoid()})
+        return found

@@ -171,7 +171,7 @@ class DINOTransformer(nn.Module):
         """
         tokens, pos, padding, shapes, ratios = flatten_levels(levels, masks, positions, self.level_embed)
         memory = self.encoder(tokens, pos, shapes, ratios, padding)
-        out: dict[str, Any] = {"memory": memory}
+        out: dict[str, Any] = {"memory": memory, "shapes": shapes, "valid_ratios": ratios, "padding": padding}
         B = memory.shape[0]
         learned = None if self.tgt_embed is None else self.tgt_embed.weight.expand(B, -1, -1)
         if self.two_stage:
@@ -215,6 +215,7 @@ class DINO(nn.Module):
         first_class_head_shared, first_box_head_shared: the first stage has the decoder's head.
         dn_number: see :func:`zoo.detection.denoising.contrastive_denoising`; 0 for no denoising.
         dn_label_noise_ratio, dn_box_noise_scale: see there.
+        dn_always_share: as ``always_share`` there.
         dn_labelbook_size: rows of the embedding of classes less one; ``num_classes`` unless given.
         aux_loss: give the predictions of every layer.
         transformer: further arguments of :class:`DINOTransformer`.
@@ -248,6 +249,7 @@ class DINO(nn.Module):
         dn_number: int = 100,
         dn_label_noise_ratio: float = 0.5,
         dn_box_noise_scale: float = 0.4,
+        dn_always_share: bool = False,
         dn_labelbook_size: int | None = None,
         aux_loss: bool = True,
         transformer: Mapping[str, Any] | None = None,
@@ -259,7 +261,7 @@ class DINO(nn.Module):
         if (first_class_head_shared and not share_class_head) or (first_box_head_shared and not share_box_head):
             raise ValueError("a first stage with the decoder's heads needs decoder layers that share one head")
         self.num_classes, self.num_queries, self.aux_loss = num_classes, num_queries, aux_loss
-        self.dn_number = dn_number
+        self.dn_number, self.dn_always_share = dn_number, dn_always_share
         self.dn_label_noise_ratio, self.dn_box_noise_scale = dn_label_noise_ratio, dn_box_noise_scale
         self.transformer = DINOTransformer(
             num_queries=num_queries, num_feature_levels=num_feature_levels, **(transformer or {})
@@ -309,14 +311,12 @@ class DINO(nn.Module):
                 self.dn_label_noise_ratio,
                 self.dn_box_noise_scale,
                 self.draws,
+                self.dn_always_share,
             )
         out = self.transformer(
             levels, masks, positions, self.bbox_embed, self.first_class_embed, self.first_bbox_embed, denoising
         )
-        predictions = []
-        for i, (hidden, reference) in enumerate(zip(out["hs"], out["references"])):
-            boxes = (self.bbox_embed[i](hidden) + inverse_sigmoid(reference, EPS)).sigmoid()
-            predictions.append({"pred_logits": self.class_embed[i](hidden), "pred_boxes": boxes})
+        predictions = self.predictions(out["hs"], out["references"])
         P = 0 if denoising is None else denoising.size
         restored = [{k: v[:, :P] for k, v in p.items()} for p in predictions]
         predictions = [{k: v[:, P:] for k, v in p.items()} for p in predictions]
@@ -338,3 +338,11 @@ class DINO(nn.Module):
             # No object in the batch: the embedding still takes part, so that every process reduces the same gradients.
             out["pred_logits"] = out["pred_logits"] + 0.0 * self.label_enc.weight.sum()
         return out
+
+    def predictions(self, hidden: Sequence[Tensor], references: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """Classes and boxes of each layer, from its normalised output and the reference before it."""
+        found = []
+        for i, (h, reference) in enumerate(zip(hidden, references)):
+            boxes = (self.bbox_embed[i](h) + inverse_sigmoid(reference, EPS)).sigmoid()
+            found.append({"pred_logits": self.class_embed[i](h), "pred_boxes": boxes})
+        return found

@@ -71,18 +71,19 @@ class InputProjection(nn.ModuleList):
         dim: channels of every level.
         num_levels: levels in all, at least as many as maps.
         groups: groups of the normalisation.
+        bias: the convolutions have one.
 
     Raises:
         ValueError: fewer levels than maps.
     """
 
-    def __init__(self, channels: Sequence[int], dim: int, num_levels: int, groups: int = 32):
+    def __init__(self, channels: Sequence[int], dim: int, num_levels: int, groups: int = 32, bias: bool = True):
         if num_levels < len(channels):
             raise ValueError(f"num_feature_levels={num_levels}: the backbone gives {len(channels)} maps, at least that")
-        layers = [nn.Sequential(nn.Conv2d(c, dim, 1), nn.GroupNorm(groups, dim)) for c in channels]
+        layers = [nn.Sequential(nn.Conv2d(c, dim, 1, bias=bias), nn.GroupNorm(groups, dim)) for c in channels]
         previous = channels[-1]
         for _ in range(num_levels - len(channels)):
-            layers.append(nn.Sequential(nn.Conv2d(previous, dim, 3, 2, 1), nn.GroupNorm(groups, dim)))
+            layers.append(nn.Sequential(nn.Conv2d(previous, dim, 3, 2, 1, bias=bias), nn.GroupNorm(groups, dim)))
             previous = dim
         super().__init__(layers)
         self.num_maps = len(channels)
