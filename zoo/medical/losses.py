@@ -65,10 +65,11 @@ def squared_dice_loss(prediction: Tensor, target: Tensor, smooth: float = 1.0) -
 
 
 def jaccard_loss(prediction: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
-    """C (1 - (I + smooth) / (sum p + sum t - I + smooth)), over all voxels and classes at once; see above."""
+    """C (1 - (I + smooth) / (sum p^2 + sum t^2 - I + smooth)), over all voxels and classes at once; see above."""
     _check_same(prediction, target)
     inter = (prediction * target).sum()
-    return prediction.shape[1] * (1 - (inter + smooth) / (prediction.sum() + target.sum() - inter + smooth))
+    union = prediction.square().sum() + target.square().sum() - inter
+    return prediction.shape[1] * (1 - (inter + smooth) / (union + smooth))
 
 
 def focal_tversky_loss(
