@@ -65,11 +65,17 @@ def squared_dice_loss(prediction: Tensor, target: Tensor, smooth: float = 1.0) -
 
 
 def jaccard_loss(prediction: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
-    """C (1 - (I + smooth) / (sum p^2 + sum t^2 - I + smooth)), over all voxels and classes at once; see above."""
+    """Sum over classes of 1 - (I + smooth) / (sum p^2 + sum t^2 - I + smooth).
+
+    Args:
+        prediction: probabilities ``[B, C, ...]``.
+        target: of the same shape, 0 to 1.
+    """
     _check_same(prediction, target)
-    inter = (prediction * target).sum()
-    union = prediction.square().sum() + target.square().sum() - inter
-    return prediction.shape[1] * (1 - (inter + smooth) / (union + smooth))
+    p, t = (x.movedim(1, 0).flatten(1) for x in (prediction, target))  # [C, B * voxels]
+    inter = (p * t).sum(1)
+    union = p.square().sum(1) + t.square().sum(1) - inter
+    return (1 - (inter + smooth) / (union + smooth)).sum()
 
 
 def focal_tversky_loss(
