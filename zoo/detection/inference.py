@@ -114,31 +114,40 @@ class DetectionPredictor(Predictor[DetectionResult]):
         from zoo.detection.model import as_float
 
         sizes = torch.tensor([s.size for s in samples], device=self.device)
-        found = []
-        for sample, one in zip(samples, self.model.postprocess(as_float(outputs), sizes)):
-            assert sample.size is not None
-            height, width = sample.size
-            boxes = torch.minimum(one["boxes"].clamp(min=0), one["boxes"].new_tensor([width, height, width, height]))
-            kept = (one["scores"] >= options["score_threshold"]) & (boxes[:, 2:] > boxes[:, :2]).all(1)
-            order = one["scores"][kept].argsort(descending=True, stable=True)[: options["max_detections"]]
-            boxes, scores, labels = (v[kept][order].cpu() for v in (boxes, one["scores"], one["labels"]))
-            indices = labels.tolist()
-            found.append(
-                DetectionResult(
-                    sample.item.source,
-                    frame=sample.item.frame,
-                    size=sample.size,
-                    boxes=boxes.numpy(),
-                    labels=indices,
-                    names=[self.class_name(i) for i in indices],
-                    scores=scores.tolist(),
-                    category_ids=[self.category_ids[i] if i < len(self.category_ids) else i for i in indices],
-                )
-            )
-        return found
+        return [self.result(s, f, **options) for s, f in zip(samples, self.postprocess(as_float(outputs), sizes))]
+
+    def postprocess(self, outputs: Any, sizes: Tensor) -> list[dict[str, Tensor]]:
+        """Boxes as corners in pixels, labels and scores of each image, from what the network gave."""
+        return self.model.postprocess(outputs, sizes)
+
+    def result(self, sample: Sample, found: Mapping[str, Tensor], **options: Any) -> DetectionResult:
+        """The result of one image: clipped boxes above the threshold, best first."""
+        assert sample.size is not None
+        height, width = sample.size
+        boxes = torch.minimum(found["boxes"].clamp(min=0), found["boxes"].new_tensor([width, height, width, height]))
+        kept = (found["scores"] >= options["score_threshold"]) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+        order = found["scores"][kept].argsort(descending=True, stable=True)[: options["max_detections"]]
+        boxes, scores, labels = (v[kept][order].cpu() for v in (boxes, found["scores"], found["labels"]))
+        indices = labels.tolist()
+        return DetectionResult(
+            sample.item.source,
+            frame=sample.item.frame,
+            size=sample.size,
+            boxes=boxes.numpy(),
+            labels=indices,
+            names=[self.class_name(i) for i in indices],
+            scores=scores.tolist(),
+            category_ids=[self.category_ids[i] if i < len(self.category_ids) else i for i in indices],
+        )
 
     def failed(self, sample: Sample) -> DetectionResult:
         return DetectionResult(sample.item.source, frame=sample.item.frame, error=str(sample.error))
+
+    def for_export(self) -> DetectionPredictor:
+        """The same detector over squares: a file takes images of one size."""
+        from zoo.detection.export import square_predictor
+
+        return square_predictor(self)
 
     def draw_attention(self, image: np.ndarray, *, most: int = 6, layer: int = -1) -> Figure:
         """Where the best queries look in a decoder layer: sampling points, or the attention over the last map as heat.
@@ -185,6 +194,13 @@ class _Raw(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Any]:
         return self.detector(images)
+
+
+def from_export(network: Any, facts: dict[str, Any], **options: Any) -> DetectionPredictor:
+    """A predictor around an exported detector; ``facts`` are what its file records."""
+    from zoo.detection.export import ExportedDetector
+
+    return ExportedDetector(network, facts, **options)
 
 
 def load_predictor(model: Any, weights: str | os.PathLike[str] | None = None, **options: Any) -> DetectionPredictor:

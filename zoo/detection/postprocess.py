@@ -37,6 +37,13 @@ def best_of_queries(outputs: Mapping[str, Any], sizes: Tensor) -> list[dict[str,
     return _listed(scores, labels, _in_pixels(outputs["pred_boxes"], sizes))
 
 
+def best_pairs(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best pairs of query and class of logits ``[B, Q, classes]``: scores, labels and queries, each ``[B, K]``."""
+    queries, classes = logits.shape[1:]
+    scores, pairs = logits.sigmoid().flatten(1).topk(min(count, queries * classes), dim=1)
+    return scores, pairs % classes, torch.div(pairs, classes, rounding_mode="floor")
+
+
 @torch.no_grad()
 def best_of_pairs(
     outputs: Mapping[str, Any], sizes: Tensor, count: int = 100, nms_threshold: float | None = None
@@ -52,12 +59,9 @@ def best_of_pairs(
     Returns:
         As :func:`best_of_queries`, best first.
     """
-    logits = outputs["pred_logits"]
-    classes = logits.shape[-1]
-    scores, pairs = logits.sigmoid().flatten(1).topk(min(count, logits[0].numel()), dim=1)
-    query = torch.div(pairs, classes, rounding_mode="floor")
+    scores, labels, query = best_pairs(outputs["pred_logits"], count)
     boxes = _in_pixels(outputs["pred_boxes"], sizes).gather(1, query[..., None].expand(-1, -1, 4))
-    found = _listed(scores, pairs % classes, boxes)
+    found = _listed(scores, labels, boxes)
     if nms_threshold is None:
         return found
     from torchvision.ops import nms  # slow to import, and only wanted here

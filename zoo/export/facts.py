@@ -40,6 +40,7 @@ def facts_of(predictor: Any, format: str, dynamic: str, multiple: int, batch: in
         "format": format,
         "int8": False,
         "attnzoo": __version__,
+        **predictor.export_facts(),
     }
 
 

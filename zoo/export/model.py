@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from zoo.export import facts as file_facts
 from zoo.export.capture import DYNAMIC, ExportError, capture, compiler, quiet, reason
 from zoo.export.runtime import Exported, load_exported
+from zoo.inference.pipeline import Predictor
 
 FORMATS = ("onnx", "torch-export", "aoti")
 _SUFFIX = {"onnx": ".onnx", "torch-export": ".pt2", "aoti": ".pt2"}
@@ -109,8 +110,8 @@ def export_model(
         raise ValueError(f"dynamic={dynamic!r}: accepted are {', '.join(DYNAMIC)}")
     if format == "aoti" and compiler() is None:
         raise ExportError("AOTInductor compiles C++, and there is no compiler here: install g++ or clang, or set CXX")
-    predictor = _predictor(model, weights, size)
-    network = predictor.network
+    predictor = _predictor(model, weights, size).for_export()
+    network = predictor.export_network()
     if not isinstance(network, nn.Module):
         raise ValueError("the model is an exported file already; export from its weights")
     if format == "onnx" and sum(p.numel() * p.element_size() for p in network.state_dict().values()) > _ONNX_LIMIT:
@@ -131,7 +132,6 @@ def export_model(
 
 def _predictor(model: Any, weights: Any, size: Any) -> Any:
     from zoo.inference.load import load_predictor
-    from zoo.inference.pipeline import Predictor
 
     if isinstance(model, Predictor):
         if weights is not None or size is not None:
@@ -164,7 +164,8 @@ def _write(
             raise
         except Exception as error:  # each of the three exporters has its own kinds of errors
             raise ExportError(f"{format} with dynamic={dynamic!r}: {reason(error)}") from error
-        checked = compare(load_exported(file, device="cpu"), network, check_shapes(facts), tolerance)
+        exported = load_exported(file, device="cpu")
+        checked = compare(exported, network, check_shapes(facts), tolerance, predictor.difference)
         os.replace(file, path)
     return ExportReport(str(path), format, dynamic, multiple, checked, notes, facts)
 
@@ -221,9 +222,13 @@ def check_shapes(facts: dict[str, Any]) -> list[tuple[int, ...]]:
 
 @torch.no_grad()
 def compare(
-    exported: Exported, network: nn.Module, shapes: Sequence[tuple[int, ...]], tolerance: float
+    exported: Exported,
+    network: nn.Module,
+    shapes: Sequence[tuple[int, ...]],
+    tolerance: float,
+    difference: Callable[[Sequence[Tensor], Sequence[Tensor]], float] = Predictor.difference,
 ) -> list[tuple[tuple[int, ...], float]]:
-    """Relative errors ``|a - b| / |b|`` of an exported file against a network, an input a shape.
+    """Relative errors of an exported file against a network, an input a shape.
 
     Raises:
         ExportError: one is above ``tolerance`` or not finite, or the shapes of the outputs differ.
@@ -239,7 +244,7 @@ def compare(
             raise ExportError(f"the exported file fails on images {shape}: {reason(failure)}") from failure
         if [f.shape for f in found] != [e.shape for e in expected]:
             raise ExportError(f"the exported file gives other shapes than PyTorch on images {shape}")
-        error = max(float((f.cpu() - e).norm() / e.norm().clamp_min(1e-12)) for f, e in zip(found, expected))
+        error = difference([f.cpu() for f in found], expected)
         if not error <= tolerance:
             raise ExportError(
                 f"the exported file differs from PyTorch on images {shape}: relative error {error:.1e}, accepted is "

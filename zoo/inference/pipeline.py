@@ -107,6 +107,25 @@ class Predictor(Generic[R]):
     def check_options(self, **options: Any) -> None:
         """Raise ValueError for an option of the task that is out of range."""
 
+    # -- what a task may change of export ----------------------------------------------------------------------------
+
+    def for_export(self) -> Predictor[R]:
+        """The predictor as an exported file stands for it: one that brings all images to one size."""
+        return self
+
+    def export_network(self) -> Any:
+        """What is exported: a module from normalised images ``[B, 3, h, w]`` to tensors."""
+        return self.network
+
+    def export_facts(self) -> dict[str, Any]:
+        """What the task wants to find again in an exported file, JSON-ready."""
+        return {}
+
+    @staticmethod
+    def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+        """How far outputs of an exported file are from PyTorch's: the largest ``|a - b| / |b|`` of one of them."""
+        return max(float((f - e).norm() / e.norm().clamp_min(1e-12)) for f, e in zip(found, expected))
+
     # -- what all tasks share --------------------------------------------------------------------------------------
 
     def __call__(
