@@ -98,3 +98,14 @@ def test_command_line(tmp_path, capsys):
     assert "between 0 and 1" in capsys.readouterr().err
     assert main([*command[:3], "--mixer", "agent"]) == 1
     assert "--untrained" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["deformable_detr_nano", "detr_nano"])
+def test_a_detector_shows_where_its_queries_look(name, picture, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / "i.png"), picture)
+    command = ["explain", name, str(tmp_path / "i.png"), "--untrained"]
+    assert main([*command, "--out", str(tmp_path / "o.png")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "o.png")
+    assert cv2.imread(str(tmp_path / "o.png")).std() > 10
+    assert main([*command, "--methods", "rollout"]) != 0
+    assert "--methods" in capsys.readouterr().err

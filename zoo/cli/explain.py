@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
 
     import zoo
     from zoo.data.loading import read_image
-    from zoo.inference.load import load_predictor
+    from zoo.inference.load import load_predictor, task_of, untrained_predictor
     from zoo.viz.explain import explain
     from zoo.viz.figures import save_figure
 
@@ -41,12 +41,21 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(
             f"--mixer {args.mixer} needs --untrained: weights come with the mixer that they were trained with"
         )
-    if args.untrained:
+    if args.untrained and (args.mixer or task_of(args.model_or_config) == "classification"):
         torch.manual_seed(0)
-        model = zoo.create_model(args.model_or_config, mixer=args.mixer)
+        model = zoo.create_model(args.model_or_config, **({"mixer": args.mixer} if args.mixer else {}))
         predictor = load_predictor(model, device=args.device, size=_input_size(args.model_or_config))
+    elif args.untrained:
+        predictor = untrained_predictor(args.model_or_config)
     else:
         predictor = load_predictor(args.model_or_config, args.weights, device=args.device)
+    out = args.out or f"{Path(args.image).stem}-explained.png"
+    if hasattr(predictor, "draw_attention"):  # a detector: where its best queries look
+        for name in ("methods", "mixers", "query", "target"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{'class' if name == 'target' else name} is for classifiers, not for a detector")
+        print(save_figure(predictor.draw_attention(original), out))
+        return 0
     network = predictor.network
     if not isinstance(network, torch.nn.Module):
         raise TypeError(f"{args.model_or_config} is an exported file; its mixers cannot be looked into")
@@ -64,8 +73,7 @@ def run(args: argparse.Namespace) -> int:
     )
     for line in found.left_out:
         print(f"left out: {line}", file=sys.stderr)
-    path = save_figure(found.figure, args.out or f"{Path(args.image).stem}-explained.png")
-    print(path)
+    print(save_figure(found.figure, out))
     return 0
 
 
