@@ -111,14 +111,17 @@ class DetectionModel(BaseModel):
         if not 0 <= score_threshold < 1:
             raise ValueError(f"score_threshold={score_threshold}: accepted are numbers from 0 up to (not including) 1")
         self.score_threshold = score_threshold
-        self._network: Callable[..., dict[str, Any]] = self.detector
+        self._compiled: list[Callable[..., dict[str, Any]]] = []  # in a list, so that it is no second submodule
 
     def init_weights(self) -> None:
         """Nothing: backbone and network initialise themselves as they are built."""
 
     def compile_network(self, **options: Any) -> None:
         """Compile the detector with ``torch.compile(**options)``; names of parameters stay."""
-        self._network = torch.compile(self.detector, **options)
+        self._compiled = [torch.compile(self.detector, **options)]
+
+    def _network(self, *args: Any) -> dict[str, Any]:
+        return (self._compiled[0] if self._compiled else self.detector)(*args)
 
     def forward(
         self,
@@ -195,7 +198,7 @@ class DetectionModel(BaseModel):
         finite = torch.stack([losses[k].detach() for k in counted]).isfinite().tolist()  # one wait for the device
         bad = [k for k, good in zip(counted, finite) if not good]
         if bad:
-            values = ", ".join(f"{k}={float(losses[k])}" for k in bad[:4])
+            values = ", ".join(f"{k}={float(losses[k].detach())}" for k in bad[:4])
             raise FloatingPointError(f"{values} ({len(bad)} losses are not finite); the batch is {_names(samples)}")
         return losses
 

@@ -16,11 +16,11 @@ def resnet(name: str, out_indices: tuple[int, ...], dilation: bool = False) -> d
     return {**spec, "dilation": True} if dilation else spec
 
 
-def nano_backbone(out_indices: tuple[int, ...] = (2, 3, 4)) -> dict[str, Any]:
-    """timm's ResNet-10-T with half of its channels, for images of generated shapes."""
-    return dict(
-        type="zoo.backbones.timm.TimmBackbone",
-        model_name="resnet10t",
-        channels=(32, 64, 128, 256),
-        out_indices=out_indices,
-    )
+def nano_backbone(one_map: bool = False) -> dict[str, Any]:
+    """timm's ResNet-10-T with half of its channels, for images of generated shapes.
+
+    Args:
+        one_map: give the last map only, at stride 16 (the last stage is dilated), rather than three up to stride 32.
+    """
+    spec = dict(type="zoo.backbones.timm.TimmBackbone", model_name="resnet10t", channels=(32, 64, 128, 256))
+    return {**spec, "out_indices": (4,), "output_stride": 16} if one_map else {**spec, "out_indices": (2, 3, 4)}

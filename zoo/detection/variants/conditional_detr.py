@@ -50,6 +50,6 @@ def conditional_detr_r101_dc5() -> dict[str, Any]:
 def conditional_detr_nano() -> dict[str, Any]:
     """For generated shapes: 2 million parameters."""
     return dict(
-        backbone=nano_backbone((3,)),
+        backbone=nano_backbone(one_map=True),
         network=dict(type="zoo.detection.conditional_detr.ConditionalDETR", num_queries=30, transformer=_SMALL),
     )

@@ -59,7 +59,7 @@ def dab_deformable_detr_r50() -> dict[str, Any]:
 def dab_detr_nano() -> dict[str, Any]:
     """For generated shapes: 2 million parameters."""
     return dict(
-        backbone=nano_backbone((3,)),
+        backbone=nano_backbone(one_map=True),
         network=dict(type="zoo.detection.dab_detr.DABDETR", num_queries=30, transformer=_SMALL),
     )
 

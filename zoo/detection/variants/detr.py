@@ -44,5 +44,6 @@ def detr_resnet101_dc5() -> dict[str, Any]:
 def detr_nano() -> dict[str, Any]:
     """For generated shapes: 2 million parameters."""
     return dict(
-        backbone=nano_backbone((3,)), network=dict(type="zoo.detection.detr.DETR", num_queries=30, transformer=_SMALL)
+        backbone=nano_backbone(one_map=True),
+        network=dict(type="zoo.detection.detr.DETR", num_queries=30, transformer=_SMALL),
     )
