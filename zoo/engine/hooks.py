@@ -153,6 +153,10 @@ class EMAHook(Hook):
         if self.average is None:
             return
         average = plain(self.average)
+        # A parameter that two modules share has one average and several names.
+        bare = _bare(runner.model)
+        first = {id(p): n for n, p in bare.named_parameters()}
+        average = {n: average[first[id(p)]] for n, p in bare.named_parameters(remove_duplicate=False)}
         checkpoint["ema_state_dict"] = {k: average.get(k, v) for k, v in checkpoint["state_dict"].items()}
         checkpoint["ema_steps"] = self.steps
 
