@@ -107,8 +107,8 @@ class DeformableTransformer(nn.Module):
             levels: each ``[B, C, H, W]``.
             masks: each ``[B, H, W]``, true in the padding.
             positions: each ``[B, C, H, W]``.
-            query_embed: ``[Q, 2C]`` position and content of the queries, with mixed selection ``[Q, C]`` content; None in
-                two stages without it.
+            query_embed: ``[Q, 2C]`` position and content of the queries, with mixed selection ``[Q, C]`` content; None
+                in two stages without it.
             class_heads, box_heads: one a decoder layer, in two stages another one for the proposals.
             refine: move the references from layer to layer.
 
@@ -155,6 +155,7 @@ class DeformableTransformer(nn.Module):
         ratios: Tensor,
         padding: Tensor,
         box_heads: nn.ModuleList | None,
+        attn_mask: Tensor | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Run the decoder.
 
@@ -166,6 +167,7 @@ class DeformableTransformer(nn.Module):
             ratios: valid share of each level, ``[B, L, 2]``.
             padding: ``[B, S]``, true in the padding.
             box_heads: one a layer, which move the references; None to leave them.
+            attn_mask: ``[Q, Q]`` or ``[B * heads, Q, Q]``, true where a query must not see another.
 
         Returns:
             The output of each layer, and the references after it.
@@ -173,7 +175,7 @@ class DeformableTransformer(nn.Module):
         hidden, references = [], []
         for i, layer in enumerate(self.decoder.layers):
             scale = torch.cat([ratios, ratios], -1) if reference.shape[-1] == 4 else ratios
-            tgt = layer(tgt, query_pos, reference[:, :, None] * scale[:, None], memory, shapes, padding)
+            tgt = layer(tgt, query_pos, reference[:, :, None] * scale[:, None], memory, shapes, padding, attn_mask)
             moved = reference
             if box_heads is not None:
                 delta = box_heads[i](tgt)

@@ -90,8 +90,8 @@ class InputProjection(nn.ModuleList):
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.xavier_uniform_(m.weight)
-                assert m.bias is not None
-                nn.init.zeros_(m.bias)
+                if m.bias is not None:
+                    nn.init.zeros_(m.bias)
 
     def forward(self, maps: Sequence[Tensor], mask: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Maps ``[B, C_i, H_i, W_i]`` and the images' padding ``[B, H, W]`` to levels and their padding."""
