@@ -17,15 +17,21 @@ from zoo.detection.boxes import cxcywh_to_xyxy
 from zoo.detection.criterion import Targets
 from zoo.detection.dino_criterion import DINOCriterion
 
-#: reach of a point to the farthest side of a box, in pixels, that belongs to each level (above, up to)
-RANGES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, math.inf))
+
+def level_ranges(levels: int) -> tuple[tuple[float, float], ...]:
+    """Reach of a point to the farthest side of a box, in pixels, that belongs to each level (above, up to).
+
+    Four levels have the paper's 64, 128 and 256 as limits; the last level takes all that is larger.
+    """
+    limits = [-1.0, *(64.0 * 2**i for i in range(levels - 1)), math.inf]
+    return tuple(zip(limits[:-1], limits[1:]))
 
 
 def foreground_targets(
     boxes: Tensor,
     shapes: Sequence[tuple[int, int]],
     strides: Sequence[int],
-    ranges: Sequence[tuple[float, float]] = RANGES,
+    ranges: Sequence[tuple[float, float]] | None = None,
 ) -> Tensor:
     """Which tokens are foreground: strictly inside a box of the size that belongs to the level.
 
@@ -33,7 +39,8 @@ def foreground_targets(
         boxes: corners in pixels ``[N, 4]``.
         shapes: (H, W) of each level.
         strides: pixels a token of each level.
-        ranges: for each level the reach, from the token to the farthest side of the box, that belongs to it.
+        ranges: for each level the reach, from the token to the farthest side of the box, that belongs to it; those of
+            :func:`level_ranges` by default.
 
     Returns:
         ``[S]``, 0 or 1.
@@ -41,6 +48,7 @@ def foreground_targets(
     Raises:
         ValueError: another number of strides or ranges than of levels.
     """
+    ranges = level_ranges(len(shapes)) if ranges is None else ranges
     if not len(shapes) == len(strides) == len(ranges):
         raise ValueError(
             f"{len(shapes)} levels, {len(strides)} strides and {len(ranges)} ranges: as many of each needed"

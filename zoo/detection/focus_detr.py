@@ -31,6 +31,7 @@ from zoo.detection.dino import EPS, DINODecoder
 from zoo.detection.focus_encoder import FocusEncoder, FocusEncoderLayer, ForegroundSelector
 from zoo.detection.layers import MLP, InputProjection, classifier_bias, start_at_reference
 from zoo.detection.positions import SinePositions
+from zoo_kernels.dispatch import exporting
 
 CASCADE = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)
 
@@ -112,9 +113,12 @@ class FocusTransformer(nn.Module):
         logits = self.selector(self.enc_output_norm(self.enc_output(kept)), shapes)  # [B, S, 1]
         scores = torch.where(padding, logits.amin(), logits[..., 0])
         counts = ((~padding).sum(1) * self.focus_rho).to(torch.int32) + 1
+        # A graph that is made once knows no padding, nor does a model without numbers.
+        static = exporting() or counts.is_meta
+        most = int(scores.shape[1] * self.focus_rho) + 1 if static else int(counts.amax())
         reference_points = encoder_reference_points(shapes, ratios)
         memory, worked_on = self.encoder(
-            tokens, pos, shapes, reference_points, padding, scores, counts, class_heads[len(self.encoder.layers)]
+            tokens, pos, shapes, reference_points, padding, scores, counts, most, class_heads[len(self.encoder.layers)]
         )
         kept, proposals = encoder_proposals(memory, padding, shapes)
         kept = self.enc_output_norm(self.enc_output(kept))
@@ -161,6 +165,14 @@ class FocusDETR(nn.Module):
 
     #: What takes the dict among the arguments that has no ``type``; a config is checked by it.
     config_parts: ClassVar[dict[str, Any]] = {"transformer": FocusTransformer}
+
+    #: of :class:`zoo.detection.model.DetectionModel`, unless it is given others
+    default_criterion: ClassVar[dict[str, Any]] = dict(
+        type="zoo.detection.focus_criterion.FocusCriterion",
+        matcher=dict(cost_class=2.0, cost_bbox=5.0, cost_giou=2.0, eps=1e-6),
+        weights=dict(loss_ce=1.0, loss_bbox=5.0, loss_giou=2.0),
+    )
+    default_postprocess: ClassVar[dict[str, Any]] = dict(type="zoo.detection.postprocess.best_of_pairs", count=300)
 
     def __init__(
         self,

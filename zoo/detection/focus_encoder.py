@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -148,6 +149,7 @@ class FocusEncoder(LayerStack):
         padding: Tensor,
         scores: Tensor,
         counts: Tensor,
+        most: int,
         class_head: nn.Module,
     ) -> tuple[Tensor, list[Tensor]]:
         """Encode.
@@ -160,16 +162,16 @@ class FocusEncoder(LayerStack):
             padding: ``[B, S]``, true in the padding.
             scores: of the foreground, ``[B, S]``, lowest in the padding.
             counts: how many tokens count as foreground in each image, ``[B]``.
+            most: the largest of these.
             class_head: tells classes of tokens apart, for the score of the best.
 
         Returns:
             ``[B, S, C]``, and for each layer which tokens it worked on ``[B, K]``.
         """
         output, worked_on = src, []
-        most = counts.amax().to(torch.float32)
         for layer, share in zip(self.layers, self.cascade):
             assert isinstance(layer, FocusEncoderLayer)
-            chosen = scores.topk(int(share * most), dim=1).indices  # [B, K]
+            chosen = scores.topk(int(np.float32(share) * np.float32(most)), dim=1).indices  # [B, K]
             query = gather_tokens(output, chosen)
             foreground = scores.gather(1, chosen)
             classes = class_head(query).amax(-1)
