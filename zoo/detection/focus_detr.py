@@ -111,7 +111,7 @@ class FocusTransformer(nn.Module):
         tokens, pos, padding, shapes, ratios = flatten_levels(levels, masks, positions, self.level_embed)
         kept, proposals = encoder_proposals(tokens + pos, padding, shapes)
         logits = self.selector(self.enc_output_norm(self.enc_output(kept)), shapes)  # [B, S, 1]
-        scores = torch.where(padding, logits.amin(), logits[..., 0])
+        scores = torch.where(padding, logits.flatten().amin(0), logits[..., 0])
         counts = ((~padding).sum(1) * self.focus_rho).to(torch.int32) + 1
         # A graph that is made once knows no padding, nor does a model without numbers.
         static = exporting() or counts.is_meta
