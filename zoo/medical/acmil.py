@@ -6,6 +6,8 @@ github.com/dazhangyu123/ACMIL (MIT).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -121,6 +123,7 @@ class QueryACMIL(nn.Module):
         """A bag ``[1, N, in_dim]`` to its logits, scores ``[heads, branches, N]`` and the branches' logits."""
         features = self.project(check_bag(x, self.in_dim))
         found, parts = [], []
+        attention: Any
         for i, (attention, branch) in enumerate(zip(self.attention, self.branches)):
             scores = attention.scores(self.queries[:, i], features)  # [heads, 1, N]
             if self.training and self.masked_patches > 0:

@@ -8,13 +8,24 @@ whose sizes do not halve four times are refused, where the authors' padding shif
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.medical.grid_attention import GridGate
-from zoo.medical.layers import CONV, LINEAR, POOL, check_dims, check_divisible, conv_block, conv_unit, init_kaiming
+from zoo.medical.layers import (
+    CONV,
+    LINEAR,
+    POOL,
+    TRANSPOSED,
+    check_dims,
+    check_divisible,
+    conv_block,
+    conv_unit,
+    init_kaiming,
+)
 
 WIDTHS = (16, 32, 64, 128, 256)
 
@@ -71,11 +82,11 @@ class UpBlock(nn.Module):
         super().__init__()
         self.factors = tuple(float(f) for f in factors)
         self.mode = LINEAR[dims]
-        self.up: nn.Module | None = None
+        self.up: Any = None
         if transposed:
             # a kernel of 4 and padding 1 doubles a dimension; a kernel of 1 keeps it
             sizes = [4 if f == 2 else 1 for f in factors]
-            make = nn.ConvTranspose3d if dims == 3 else nn.ConvTranspose2d
+            make = TRANSPOSED[dims]
             self.up = make(in_chans, out_chans, sizes, tuple(factors), [1 if s == 4 else 0 for s in sizes])
             nn.init.kaiming_normal_(self.up.weight)
         joined = out_chans + (out_chans if transposed else in_chans)

@@ -143,15 +143,16 @@ class ScoreGate(nn.Module):
         self.mode, self.relu = mode, relu
         self.theta = conv(in_chans, inter, steps, steps, bias=False) if theta else nn.Identity()
         self.phi = conv(gate_chans, inter, steps, steps, bias=False) if phi else nn.Identity()
-        self.psi = conv(inter, 1, 1) if psi else nn.Identity()
+        score = conv(inter, 1, 1) if psi else None
+        self.psi: nn.Module = nn.Identity() if score is None else score
         self.W: nn.Module = nn.Identity()
         if output:
             self.W = conv(in_chans, in_chans, 1)
             if norm:
                 self.W = nn.Sequential(self.W, NORM[dims](in_chans))
         init_kaiming(self)
-        if psi and mode in ("sigmoid", "softmax"):
-            nn.init.constant_(self.psi.bias, 3.0 if mode == "sigmoid" else 10.0)
+        if score is not None and mode in ("sigmoid", "softmax"):
+            nn.init.constant_(score.bias, 3.0 if mode == "sigmoid" else 10.0)
 
     def forward(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """Maps ``x [B, C, ...]`` and ``g [B, G, ...]`` to the gated map, shaped as x, and attention ``[B, 1, ...]``."""

@@ -5,6 +5,8 @@ Each follows an authors' own definition; where the smoothing stands, and what is
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -93,10 +95,13 @@ def focal_tversky_loss(
     inter = (p * t).sum(1)
     missed, wrong = ((1 - p) * t).sum(1), (p * (1 - t)).sum(1)
     index = (inter + smooth) / (inter + alpha * missed + beta * wrong + smooth)
-    return (1 - index).clamp_min(0).pow(1 / gamma).sum()
+    # a root has no slope at 0, which a perfect prediction would reach
+    return (1 - index).clamp_min(1e-12).pow(1 / gamma).sum()
 
 
-def deep_supervision_loss(loss, predictions: list[Tensor], target: Tensor) -> tuple[Tensor, list[Tensor]]:
+def deep_supervision_loss(
+    loss: Callable[[Tensor, Tensor], Tensor], predictions: list[Tensor], target: Tensor
+) -> tuple[Tensor, list[Tensor]]:
     """The mean of a loss over predictions of several sizes, and each; targets are thinned out, not interpolated.
 
     Args:
@@ -112,5 +117,6 @@ def deep_supervision_loss(loss, predictions: list[Tensor], target: Tensor) -> tu
         steps = [a // b for a, b in zip(target.shape[2:], p.shape[2:])]
         if any(s * b != a for s, a, b in zip(steps, target.shape[2:], p.shape[2:])):
             raise ValueError(f"a prediction has size {tuple(p.shape[2:])}: it has to divide {tuple(target.shape[2:])}")
-        found.append(loss(p, target[(slice(None), slice(None), *(slice(None, None, s) for s in steps))]))
+        thinned = (slice(None), slice(None), *(slice(None, None, s) for s in steps))
+        found.append(loss(p, target[thinned]))
     return torch.stack(found).mean(), found

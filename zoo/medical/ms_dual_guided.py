@@ -7,7 +7,8 @@ left out unless ``keep_unused``, which their checkpoints need, and so is the dow
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,12 +48,13 @@ class ResNeXt(nn.Module):
         # torchvision's constructor fixes the widths; its own method makes stages of any.
         whole = resnet.ResNet(resnet.Bottleneck, [1, 1, 1, 1], groups=groups, width_per_group=base_width)
         whole.inplanes = stem
-        self.stem = nn.Sequential(nn.Conv2d(in_chans, stem, 7, 2, 3, bias=False), nn.BatchNorm2d(stem))
+        first = nn.Conv2d(in_chans, stem, 7, 2, 3, bias=False)
+        nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")
+        self.stem = nn.Sequential(first, nn.BatchNorm2d(stem))
         self.stages = nn.ModuleList(
             whole._make_layer(resnet.Bottleneck, width, count, stride=1 if i == 0 else 2)
             for i, (width, count) in enumerate(zip(planes, layers))
         )
-        nn.init.kaiming_normal_(self.stem[0].weight, mode="fan_out", nonlinearity="relu")
         self.out_channels = tuple(4 * p for p in planes)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -130,12 +132,12 @@ class MSDualGuided(nn.Module):
         in_chans: int = 1,
         num_classes: int = 5,
         dim: int = 64,
-        backbone: Mapping[str, object] | None = None,
+        backbone: Mapping[str, Any] | None = None,
         keep_unused: bool = False,
     ):
         super().__init__()
         self.in_chans, self.num_classes = in_chans, num_classes
-        self.backbone = ResNeXt(in_chans, **(backbone or {}))  # type: ignore[arg-type]
+        self.backbone = ResNeXt(in_chans, **(backbone or {}))
         self.down = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, dim, 1), nn.BatchNorm2d(dim), nn.PReLU()) for c in self.backbone.out_channels
         )
@@ -154,7 +156,7 @@ class MSDualGuided(nn.Module):
 
     @staticmethod
     def _unused(dim: int) -> nn.ModuleDict:
-        def four(make) -> nn.ModuleList:
+        def four(make: Callable[[], nn.Module]) -> nn.ModuleList:
             return nn.ModuleList(make() for _ in range(SCALES))
 
         parts = {
@@ -181,13 +183,14 @@ class MSDualGuided(nn.Module):
         fused = self.fuse(torch.cat(scales[::-1], 1))
         found: dict[str, list[Tensor]] = {"logits": [], "codes": [], "inputs": [], "decoded": []}
         guided, to_predict = [fused] * SCALES, scales
-        for stack, predict in zip(self.stacks, self.predict):
+        heads: Any
+        for stack, heads in zip(self.stacks, self.predict):
             inputs = [torch.cat([s, g], 1) for s, g in zip(scales, guided)]
             attended, codes, decoded = stack(inputs)
             guided = [a * fused for a in attended]
             if len(found["codes"]):
                 to_predict = attended
-            found["logits"] += [resize(head(m), x.shape[2:]) for head, m in zip(predict, to_predict)]
+            found["logits"] += [resize(head(m), x.shape[2:]) for head, m in zip(heads, to_predict)]
             found["codes"] += codes
             found["inputs"] += inputs
             found["decoded"] += decoded
