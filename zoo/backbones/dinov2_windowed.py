@@ -173,7 +173,7 @@ class WindowedDINOv2(Backbone):
         self.register_tokens = nn.Parameter(torch.zeros(1, registers, embed_dim)) if registers else None
         # A parameter for the sake of checkpoints and of the published counts of parameters.
         self.mask_token = nn.Parameter(torch.zeros(1, embed_dim), requires_grad=False) if mask_token else None
-        rates = torch.linspace(0, drop_path_rate, depth).tolist() if depth > 1 else [drop_path_rate] * depth
+        rates = [drop_path_rate * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads, int(embed_dim * mlp_ratio), qkv_bias, gated, layer_scale, rate, norm_eps)
             for rate in rates

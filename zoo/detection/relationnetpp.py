@@ -146,7 +146,7 @@ class BVRCriterion(nn.Module):
 def dense_detections(
     outputs: Mapping[str, Any],
     sizes: Tensor,
-    score_threshold: float = 0.05,
+    score_threshold: float = 0.0,
     nms_threshold: float = 0.5,
     per_level: int = 1000,
     count: int = 100,
@@ -156,7 +156,7 @@ def dense_detections(
     Args:
         outputs: with ``candidates`` and ``image_sizes``, see :class:`RelationNetPP`.
         sizes: height and width of each image as it was read, ``[B, 2]``.
-        score_threshold: pairs of point and class below it are dropped.
+        score_threshold: pairs of point and class that do not exceed it are dropped (the authors: 0.05).
         nms_threshold: the largest overlap (the authors: 0.5 for RetinaNet, 0.6 for FCOS and ATSS).
         per_level: pairs of a level that are looked at.
         count: boxes of an image at most.

@@ -85,7 +85,15 @@ class RFDETRCriterion(SetCriterion):
         Returns:
             Losses of the last layer under their names, those of others with a suffix ``_0``, those of the first stage
             with ``_enc``.
+
+        Raises:
+            ValueError: outputs with masks or keypoints, which would not learn.
         """
+        for kind in ("pred_masks", "pred_keypoints"):
+            if kind in outputs:
+                raise ValueError(
+                    f"the detector gives {kind}, which this criterion does not train; it trains boxes only"
+                )
         groups = int(outputs.get("groups", 1))
         count = sum(len(t["labels"]) for t in targets) * (1 if self.sum_group_losses else groups)
         num_boxes = global_number(count, outputs["pred_logits"].device)

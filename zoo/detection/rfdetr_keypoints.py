@@ -24,7 +24,7 @@ def class_mask(counts: Sequence[int]) -> Tensor:
 
     The first token, that of the object, sees all and is seen by all.
     """
-    owner = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(list(counts), dtype=torch.int64))  # [K]
+    owner = torch.tensor([i for i, count in enumerate(counts) for _ in range(count)], dtype=torch.int64)  # [K]
     mask = torch.zeros(1 + len(owner), 1 + len(owner), dtype=torch.bool)
     mask[1:, 1:] = owner[:, None] != owner[None]
     return mask

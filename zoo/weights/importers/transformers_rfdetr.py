@@ -88,6 +88,7 @@ _BACKBONE_FIXED: dict[str, Any] = dict(
     attention_probs_dropout_prob=0.0,
     apply_layernorm=True,
     reshape_hidden_states=True,
+    use_swiglu_ffn=False,
     num_register_tokens=0,
 )
 #: what the configs say beside the network, and what only losses read
@@ -146,7 +147,6 @@ def _backbone(entry: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
         out_indices=tuple(s - 1 for s in stages),
         mlp_ratio=b["mlp_ratio"],
         qkv_bias=b["qkv_bias"],
-        gated=b["use_swiglu_ffn"],
         layer_scale=b["layerscale_value"],
         norm_eps=b["layer_norm_eps"],
         drop_path_rate=b["drop_path_rate"],
