@@ -84,9 +84,6 @@ def test_named_models_are_those_of_the_authors_arguments(conformance_dir):
         with torch.device("meta"):
             own, theirs = zoo.create_model(name), build(spec, MODELS)
         assert {k: v.shape for k, v in own.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
-        assert own.backbone.global_blocks == {
-            b for b in theirs.backbone.global_blocks if b in own.backbone.global_blocks
-        }
         run = own.backbone.out_indices[-1] + 1
         assert {b for b in theirs.backbone.global_blocks if b < run} == {
             b for b in own.backbone.global_blocks if b < run
