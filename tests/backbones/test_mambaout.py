@@ -57,10 +57,10 @@ def test_same_logits_and_maps_as_timm_femto():
     x = torch.randn(1, 3, 75, 102, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         a, b = ours(x), theirs(x)
-        assert (a - b).norm() < 1e-5 * b.norm()
+        assert (a - b).norm() < 1e-4 * b.norm()
         maps = theirs.forward_intermediates(x, intermediates_only=True)
         for m, want in zip(ours.forward_features(x), maps, strict=True):
-            assert (m - want).norm() < 1e-5 * want.norm()
+            assert (m - want).norm() < 1e-4 * want.norm()
     assert ours.out_channels == tuple(i["num_chs"] for i in theirs.feature_info)
     assert ours.strides == tuple(i["reduction"] for i in theirs.feature_info)
 

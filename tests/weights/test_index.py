@@ -9,7 +9,9 @@ import yaml
 
 import zoo
 from zoo.cli import main
+from zoo.complexity import count_parameters, on_meta
 from zoo.engine.config import list_configs
+from zoo.registry import MODELS
 from zoo.weights.card import model_card
 from zoo.weights.importers import systems
 from zoo.weights.index import data_dir, load_index, model_info, read_system
@@ -39,11 +41,23 @@ def test_index_and_registry_name_the_same_models():
     assert set(load_index()) == set(zoo.list_models())
 
 
-def test_sizes_are_up_to_date(repo_root):
+@pytest.mark.slow  # counts every model
+def test_everything_that_is_written_is_up_to_date(repo_root):
     run = subprocess.run(
         [sys.executable, str(repo_root / "tools" / "update_index.py"), "--check"], capture_output=True, text=True
     )
     assert run.returncode == 0, f"{run.stdout}{run.stderr}; run tools/update_index.py"
+
+
+def test_parameters_are_counted():
+    """Of the smallest model of each system; the others are counted by the slow test above."""
+    smallest = {}
+    for info in load_index().values():
+        if info.system not in smallest or info.params < smallest[info.system].params:
+            smallest[info.system] = info
+    for info in smallest.values():
+        model = on_meta(MODELS.entry(info.name).builder)
+        assert count_parameters(model) == info.params, f"{info.name}; run tools/update_index.py"
 
 
 def test_what_the_index_refers_to_exists():
