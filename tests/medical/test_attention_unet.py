@@ -80,7 +80,7 @@ def test_score_gate_without_output_is_a_product():
     x, g = inputs(2, 6, 7, 5), inputs(2, 5, 3, 2)
     out, attention = gate(x, g)
     torch.testing.assert_close(out, x * attention)
-    assert attention.amin() == 0 and attention.amax() == 1
+    assert (attention.amin().item(), attention.amax().item()) == (0, 1)
     assert not any(k.startswith("W") for k in gate.state_dict())
 
 

@@ -71,12 +71,14 @@ def test_state_dicts_go_both_ways(system, entry, kwargs):
     assert all(torch.equal(back[k], own[k]) for k in own)
     model.load_state_dict(back)
     for translate, state in ((module.convert_state_dict, official), (module.revert_state_dict, own)):
+        found = {}
+        refused = ""
         try:
             found = translate(entry, {**state, "no_such.part.weight": torch.zeros(1)})
         except KeyError as error:
-            assert "no_such.part.weight" in str(error)
-        else:  # parts that keep all names leave it to the model to refuse
-            assert any(k.endswith("no_such.part.weight") for k in found)
+            refused = str(error)
+        # parts that keep all names leave it to the model to refuse
+        assert "no_such.part.weight" in refused or any(k.endswith("no_such.part.weight") for k in found)
 
 
 @pytest.mark.parametrize("system, entry, kwargs", CASES, ids=IDS)
