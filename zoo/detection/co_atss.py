@@ -48,13 +48,13 @@ class ATSSHead(nn.Module):
         self.classes, self.places = (
             nn.Sequential(*(self._hidden(channels, groups) for _ in range(convolutions))) for _ in range(2)
         )
-        self.classify = nn.Conv2d(channels, num_classes, 3, padding=1)
+        self.classifier = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.locate = nn.Conv2d(channels, 4, 3, padding=1)
         self.centre = nn.Conv2d(channels, 1, 3, padding=1)
         self.scales = nn.ParameterList(nn.Parameter(torch.ones(())) for _ in strides)
-        for layer in (self.classify, self.locate, self.centre):
+        for layer in (self.classifier, self.locate, self.centre):
             nn.init.normal_(layer.weight, std=0.01)
-            nn.init.constant_(layer.bias, classifier_bias() if layer is self.classify else 0.0)  # type: ignore[arg-type]
+            nn.init.constant_(layer.bias, classifier_bias() if layer is self.classifier else 0.0)  # type: ignore[arg-type]
 
     @staticmethod
     def _hidden(channels: int, groups: int) -> nn.Sequential:
@@ -65,7 +65,7 @@ class ATSSHead(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Maps ``[B, C, H, W]`` to logits ``[B, classes, H, W]``, offsets ``[B, 4, H, W]``, centre-ness
         ``[B, 1, H, W]``."""
-        logits = [self.classify(self.classes(m)) for m in maps]
+        logits = [self.classifier(self.classes(m)) for m in maps]
         hidden = [self.places(m) for m in maps]
         offsets = [self.locate(h) * s for h, s in zip(hidden, self.scales)]
         return logits, offsets, [self.centre(h) for h in hidden]

@@ -83,7 +83,7 @@ class CoCriterion(SetCriterion):
         **kwargs: Any,
     ):
         weights = weights or {"loss_ce": 2.0, "loss_bbox": 5.0, "loss_giou": 2.0}
-        super().__init__(num_classes, matcher, weights, losses, eps=eps, log_parts=log_parts, **kwargs)
+        super().__init__(num_classes, matcher, weights, losses=losses, eps=eps, log_parts=log_parts, **kwargs)
         self.lambda_1 = lambda_1
         self.heads = {k: v * lambda_2 for k, v in HEADS.items()}
 

@@ -47,12 +47,12 @@ class RoIHead(nn.Module):
         self.num_classes, self.strides, self.finest, self.samples = num_classes, tuple(strides), finest, samples
         self.offsets = Offsets((0.1, 0.1, 0.2, 0.2))
         self.shared = TwoMLPHead(in_channels * SIDE**2, channels)
-        self.classify = nn.Linear(channels, num_classes + 1)
+        self.classifier = nn.Linear(channels, num_classes + 1)
         self.locate = nn.Linear(channels, num_classes * 4)
         for layer in (self.shared.fc6, self.shared.fc7):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
-        for layer, deviation in ((self.classify, 0.01), (self.locate, 0.001)):
+        for layer, deviation in ((self.classifier, 0.01), (self.locate, 0.001)):
             nn.init.normal_(layer.weight, std=deviation)
             nn.init.zeros_(layer.bias)
 
@@ -72,7 +72,7 @@ class RoIHead(nn.Module):
     def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``[K, C, 7, 7]`` to logits ``[K, classes + 1]`` and offsets ``[K, classes * 4]``."""
         hidden = self.shared(regions)
-        return self.classify(hidden), self.locate(hidden)
+        return self.classifier(hidden), self.locate(hidden)
 
     @torch.no_grad()
     def sampled(
