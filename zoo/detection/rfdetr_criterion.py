@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.detection.boxes import cxcywh_to_xyxy
+from zoo.detection.boxes import cxcywh_to_xyxy, paired_generalised_iou
 from zoo.detection.criterion import (
     SetCriterion,
     Targets,
@@ -31,13 +31,18 @@ CLASSIFICATIONS = ("iou_bce", "position", "varifocal", "focal")
 GAMMA = 2.0
 
 
+def corners(boxes: Tensor) -> Tensor:
+    """Corners of boxes ``[N, 4]``; a size below 0, which a learned reference can have, counts as 0."""
+    return cxcywh_to_xyxy(torch.cat([boxes[:, :2], boxes[:, 2:].clamp(min=0)], dim=1))
+
+
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU of the i-th box of ``a`` with the i-th of ``b``, ``[N]``, from centres and sizes ``[N, 4]``."""
-    a, b = cxcywh_to_xyxy(a), cxcywh_to_xyxy(b)
+    a, b = corners(a), corners(b)
     size = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0)
     overlap = size.prod(1)
     areas = (a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1)
-    return overlap / (areas - overlap)
+    return overlap / (areas - overlap).clamp(min=1e-7)
 
 
 class RFDETRCriterion(SetCriterion):
@@ -161,6 +166,15 @@ class RFDETRCriterion(SetCriterion):
         if self.focal_alpha < 0:
             return loss
         return loss * torch.where(wanted > 0, self.focal_alpha, 1 - self.focal_alpha)
+
+    def loss_boxes(
+        self, outputs: Mapping[str, Any], targets: Targets, indices: Indices, num_boxes: Tensor, log: bool
+    ) -> dict[str, Tensor]:
+        """``loss_bbox`` (L1) and ``loss_giou`` of the matched boxes."""
+        boxes = outputs["pred_boxes"][matched(indices, outputs["pred_boxes"].device)]
+        wanted = of_targets(targets, "boxes", indices).to(boxes)
+        overlap = paired_generalised_iou(corners(boxes), corners(wanted))
+        return {"loss_bbox": (boxes - wanted).abs().sum() / num_boxes, "loss_giou": (1 - overlap).sum() / num_boxes}
 
     @torch.no_grad()
     def loss_cardinality(
