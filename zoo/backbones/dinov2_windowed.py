@@ -124,6 +124,7 @@ class WindowedDINOv2(Backbone):
         num_classes: 0 for maps; otherwise a linear classifier reads the class token and the mean patch.
         in_chans: channels of the image.
         frozen_stages: -1 for none, 0 for the embedding, n for it and the first n blocks.
+        grad_checkpointing: compute blocks again in the backward pass instead of keeping their activations.
 
     Raises:
         ValueError: fewer than one window, an ``embed_dim`` that the heads do not divide, ``out_indices`` outside.
@@ -152,6 +153,7 @@ class WindowedDINOv2(Backbone):
         num_classes: int = 0,
         in_chans: int = 3,
         frozen_stages: int = -1,
+        grad_checkpointing: bool = False,
     ):
         super().__init__()
         for name, value in (("num_windows", num_windows), ("patch_size", patch_size), ("table_size", table_size)):
@@ -165,6 +167,7 @@ class WindowedDINOv2(Backbone):
             out_indices=out_indices,
             frozen_stages=frozen_stages,
         )
+        self.set_grad_checkpointing(grad_checkpointing)
         self.patch_size, self.num_windows, self.registers = patch_size, num_windows, registers
         self.global_blocks = frozenset(global_blocks)
         self.patch_embed = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size)

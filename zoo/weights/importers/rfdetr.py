@@ -165,6 +165,7 @@ def backbone_spec(entry: str, args: Mapping[str, Any]) -> dict[str, Any]:
         drop_path_rate=args["drop_path"],
         in_chans=args["num_channels"],
         frozen_stages=depth if args["freeze_encoder"] else -1,
+        grad_checkpointing=args["gradient_checkpointing"],
     )
 
 
