@@ -64,7 +64,7 @@ def by_hand(layer, lateral, coarse):
     ],
 )
 @torch.no_grad()
-def test_block_is_the_papers_equation(dims, sizes, window, stride, mlp):
+def test_block_is_its_equation(dims, sizes, window, stride, mlp):
     torch.manual_seed(0)
     layer = WindowAttentionUpsample(5, 6, 8, 2, window, stride, dims, mlp).double()
     for p in layer.parameters():

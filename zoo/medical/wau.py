@@ -1,8 +1,8 @@
 """Window attention upsampling (WAU): a transformer decoder in local windows that enlarges maps, in 2-D and 3-D.
 
-More than Encoder: Introducing Transformer Decoder to Upsample (arXiv 2106.10637). No authors' code is public. The paper
-fixes that queries are the lateral map and keys and values the coarse one, within windows of equal extent, and that the
-linearly enlarged map is the residual; docs/models/wau.md lists what was chosen beyond that.
+More than Encoder: Introducing Transformer Decoder to Upsample (arXiv 2106.10637). No authors' code is public;
+written from the paper's summary. It fixes that queries are the lateral map and keys and values the coarse one, within
+local windows, and that the linearly enlarged map is the residual; docs/models/wau.md lists what was chosen beyond that.
 """
 
 from __future__ import annotations
