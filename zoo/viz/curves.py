@@ -15,6 +15,8 @@ from zoo.viz.figures import COLOURS, new_figure, save_figure
 
 # Bookkeeping of the log that is no curve.
 _IGNORED = {"epoch", "iter", "step", "time", "data_time", "memory", "eta"}
+# Curves of one panel; detectors log some dozen losses, most of them of single layers.
+_MOST = 12
 
 #: Curve name -> points (x, value), ascending in x.
 Curves = dict[str, list[tuple[float, float]]]
@@ -104,7 +106,7 @@ def draw_curves(work_dir: str | os.PathLike, title: str | None = None) -> Figure
         ("training", others),
         ("learning rate", rates),
     ]
-    panels = [(name, curves) for name, curves in panels if curves]
+    panels = [(name, _fewer(curves)) for name, curves in panels if curves]
     figure = new_figure(4.6 * len(panels), 3.6)
     for i, (name, curves) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), i)
@@ -124,6 +126,12 @@ def draw_curves(work_dir: str | os.PathLike, title: str | None = None) -> Figure
     if title:
         figure.suptitle(title)
     return figure
+
+
+def _fewer(curves: Curves) -> Curves:
+    """At most a dozen curves: those with the shortest names, which belong to the whole rather than to a part."""
+    names = sorted(curves, key=lambda n: (len(n), n))[:_MOST]
+    return {n: curves[n] for n in sorted(names)}
 
 
 def _annotate_best(axes, curves: Curves) -> None:
