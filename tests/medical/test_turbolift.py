@@ -67,14 +67,14 @@ def test_gated_unet_in_both_dimensions(dims):
 
 
 def test_gates_decide_what_comes_across():
-    model = AdditiveGateUNet(1, 1, 2, (2, 4, 6, 8, 10)).eval()
+    model = AdditiveGateUNet(1, 1, 2, (8, 8, 8, 8, 8)).eval()
     for gate in model.gates:  # a closed gate
         gate.psi[1].bias.data.fill_(-50)
     seen = {}
     model.decoder[0].register_forward_pre_hook(lambda _, args: seen.__setitem__("joined", args[0]))
     model(inputs(1, 1, 16, 16, dtype=torch.float32))
-    assert seen["joined"][:, :2].abs().max() < 1e-6
-    assert seen["joined"][:, 2:].abs().max() > 1e-3
+    assert seen["joined"][:, :8].abs().max() < 1e-6
+    assert seen["joined"][:, 8:].abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax", "none"])
