@@ -164,7 +164,7 @@ class CocoDetection(DetectionDataset):
 
 
 def _images_by_id(path: Path, images: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
-    double = sorted(i for i, n in Counter(i.get("id") for i in images).items() if n > 1)
+    double = [i for i, n in Counter(i.get("id") for i in images).items() if n > 1]
     if double:
         raise AnnotationError(f"{path}: image ids occur more than once: {double[:10]} ({len(double)} in all)")
     for image in images:

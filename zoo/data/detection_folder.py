@@ -112,7 +112,8 @@ def find_detection_data(root: str | os.PathLike) -> FoundData:
         names = yolo_names(root)
         if names is None:
             sets = [YoloDetection(root, s) for s in yolo_folders(root)]
-            names = list(max((d.classes for d in sets), key=len))
+            longest: tuple[str, ...] = max((d.classes for d in sets), key=len)
+            names = list(longest)
         spec = dict(type=YoloDetection, root=str(root), classes=names)
         return FoundData("yolo", {s: {**spec, "split": s} for s in yolo_folders(root)})
     raise ValueError(

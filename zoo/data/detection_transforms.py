@@ -225,7 +225,7 @@ def _parts() -> dict[str, Any]:
     """Transforms that albumentations lacks, made of its classes."""
     import cv2
 
-    A = _albumentations()
+    A: Any = _albumentations()
 
     class Shortest(A.DualTransform):
         """Resize to one of several shorter sides, the longer one bounded."""
@@ -241,7 +241,8 @@ def _parts() -> dict[str, Any]:
             self.sizes, self.max_size = sizes, max_size
 
         def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-            return {"new": scaled_size(*params["shape"][:2], self.py_random.choice(self.sizes), self.max_size)}
+            height, width = params["shape"][:2]
+            return {"new": scaled_size(height, width, self.py_random.choice(self.sizes), self.max_size)}
 
         def apply(self, img: np.ndarray, new: tuple[int, int], **params: Any) -> np.ndarray:
             if img.shape[:2] == new:

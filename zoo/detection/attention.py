@@ -89,6 +89,7 @@ def recording(network: nn.Module) -> Iterator[Recorded]:
         def hook(module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
             given = {**dict(zip(("query", "key", "value"), args)), **kwargs, "need_weights": True}
             weights = module.forward(**given)[1]  # forward itself: hooks are not called again
+            assert weights is not None
             recorded.layers.append(LayerAttention(name, weights))
 
         return hook

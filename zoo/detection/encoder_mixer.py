@@ -83,7 +83,8 @@ def replace_encoder_mixer(network: nn.Module, spec: Any) -> int:
         ValueError: the network has no such layer.
         UnknownNameError: no such mixer.
     """
-    count, maps = 0, []
+    count = 0
+    maps: list[MapMixer] = []
     for module in list(network.modules()):
         if isinstance(module, DeformableEncoderLayer):
             old: Any = module.self_attn
@@ -93,8 +94,8 @@ def replace_encoder_mixer(network: nn.Module, spec: Any) -> int:
         elif isinstance(module, EncoderLayer):
             old = module.self_attn
             mixer = build(spec, MIXERS, dim=old.embed_dim, num_heads=old.num_heads)
-            module.self_attn = MapMixer(mixer)  # type: ignore[assignment]
-            maps.append(module.self_attn)
+            maps.append(MapMixer(mixer))
+            module.self_attn = maps[-1]  # type: ignore[assignment]
             count += 1
     if not count:
         raise ValueError(f"encoder_mixer={spec!r}: {type(network).__name__} has no encoder layer that takes a mixer")
@@ -102,7 +103,7 @@ def replace_encoder_mixer(network: nn.Module, spec: Any) -> int:
 
         def remember(module: nn.Module, args: tuple[Any, ...]) -> None:
             for part in maps:
-                part.size = tuple(args[0].shape[-2:])
+                part.size = (int(args[0].shape[-2]), int(args[0].shape[-1]))
 
         network.transformer.register_forward_pre_hook(remember)  # type: ignore[union-attr,operator]
     return count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -245,8 +246,8 @@ def untrained_predictor(
             return _predictor(built, _transform(size), {"name": str(model), "device": "cpu", **options})
         from zoo.engine.config import load_config, require_known
 
-        require_known(model)
-        cfg = load_config(model)
+        require_known(Path(model))
+        cfg = load_config(Path(model))
         built = DetectionModel(**{k: v for k, v in cfg.model.to_dict().items() if k != "type"})
         return _predictor(built, _config_transform(cfg), {"device": "cpu", **options})
 

@@ -103,10 +103,10 @@ class DetectionModel(BaseModel):
                 {"type": detector} if not isinstance(detector, Mapping) else dict(detector), MODELS, **own
             )
         network = getattr(self.detector, "network", self.detector)
-        self.num_classes = int(network.num_classes)
+        self.num_classes = int(network.num_classes)  # type: ignore[arg-type]
         if num_classes not in (None, self.num_classes):
             raise ValueError(f"num_classes={num_classes}, but the detector has {self.num_classes}")
-        self.criterion = build_criterion(_default(network, "criterion", criterion), self.num_classes)
+        self.criterion: Any = build_criterion(_default(network, "criterion", criterion), self.num_classes)
         self.postprocess = build_postprocess(_default(network, "postprocess", postprocess))
         if not 0 <= score_threshold < 1:
             raise ValueError(f"score_threshold={score_threshold}: accepted are numbers from 0 up to (not including) 1")

@@ -65,7 +65,7 @@ def truth_of_config(
     Raises:
         ConfigError: the test data is not of boxes.
     """
-    cfg = load_config(config, check=False)
+    cfg = load_config(Path(config), check=False)
     if options:
         apply_options(cfg, options)
     spec = (cfg.get("test_dataloader") or {}).get("dataset")

@@ -288,7 +288,8 @@ def coco_truth(
     images: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]], classes: Sequence[str], ids: Sequence[int]
 ) -> dict[str, Any]:
     """Annotations as COCO has them from (image, ground truth of the dataset) pairs."""
-    listed, annotations = [], []
+    listed: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image, gt in images:
         listed.append(dict(image))
         for box, label, area, crowd in zip(gt["boxes"], gt["labels"], gt["areas"], gt["crowd"]):
