@@ -405,7 +405,7 @@ def test_transformers_checkpoints_give_its_outputs(masks):
     transformers = pytest.importorskip("transformers")
     if not hasattr(transformers, "RfDetrConfig"):
         pytest.skip(f"transformers {transformers.__version__} has no RfDetr")
-    from zoo.weights.importers import transformers_rfdetr as hf
+    from zoo.weights.importers import hf_rfdetr as hf
 
     backbone = transformers.RfDetrDinov2Config(
         hidden_size=32, num_hidden_layers=4, num_attention_heads=2, patch_size=8, image_size=48, num_windows=2,

@@ -330,9 +330,15 @@ def convert_state_dict(entry: str, state: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def revert_state_dict(entry: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict to the authors', without the tables of sines and the counts of batches."""
+    """Our state dict to the authors', without the tables of sines and the counts of batches.
+
+    Raises:
+        KeyError: a key that this model does not have.
+    """
     if entry not in CHECKPOINTS:
         return _without_copies(state)
+    if unknown := [k for k in state if not k.startswith(("backbone.", "network.neck.", "network.head."))]:
+        raise KeyError(f"{len(unknown)} unexpected keys in the state dict: {', '.join(unknown[:8])}")
     neck = _parts(state, "network.neck.")
     maps = sum(re.fullmatch(r"pyramid\.inner_blocks\.\d+\.0\.weight", k) is not None for k in neck)
     found = {f"backbone.{k}": v for k, v in _parts(state, "backbone.").items()}

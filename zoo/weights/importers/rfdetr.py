@@ -348,7 +348,13 @@ def convert_state_dict(entry: str, state: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def revert_state_dict(entry: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict to the authors'."""
+    """Our state dict to the authors'.
+
+    Raises:
+        KeyError: a key that this model does not have.
+    """
+    if unknown := [k for k in state if not k.startswith(("backbone.", "network."))]:
+        raise KeyError(f"{len(unknown)} unexpected keys in the state dict: {', '.join(unknown[:8])}")
     backbone = {k[len("backbone.") :]: v for k, v in state.items() if k.startswith("backbone.")}
     widths = [v.shape[0] for k, v in backbone.items() if k.endswith("mlp.fc1.bias")]
     inner = [v.shape[1] for k, v in backbone.items() if k.endswith("mlp.fc2.weight")]

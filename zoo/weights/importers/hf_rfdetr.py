@@ -301,12 +301,13 @@ def convert_state_dict(entry: str, state: Mapping[str, Tensor]) -> dict[str, Ten
 def revert_state_dict(entry: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of :func:`convert_state_dict`."""
     _check_entry(entry)
-    backbone = rfdetr.revert_state_dict(rfdetr.NETWORK, {k: v for k, v in state.items() if k.startswith("backbone.")})
+    network = {k[len("network.") :]: v for k, v in state.items() if k.startswith("network.") and k != _ACTIVE}
+    others = {k: v for k, v in state.items() if not k.startswith("network.")}
+    backbone = rfdetr.revert_state_dict(rfdetr.NETWORK, others)
     found = {}
     for key, value in backbone.items():
         name = key[len(rfdetr._VIT_PREFIX) :].replace(".attention.output.dense.", ".attention.o_proj.")
         for new, old in zip(_QKV, ("query", "key", "value")):
             name = name.replace(f".attention.attention.{old}.", f".attention.{new}.")
         found[_VIT[entry] + name] = value
-    network = {k[len("network.") :]: v for k, v in state.items() if k.startswith("network.") and k != _ACTIVE}
     return found | _attention_of_queries(_NETWORK[entry].revert(network), back=True)
