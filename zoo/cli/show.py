@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from zoo.cli.output import human, print_json
 
@@ -34,9 +35,10 @@ def _show_model(args: argparse.Namespace) -> int:
 
     name = args.model_or_config
     entry = MODELS.entry(name)
-    model: Backbone = on_meta(entry.builder).eval()
+    model: Any = on_meta(entry.builder).eval()
+    maps = model if isinstance(model, Backbone) else model.backbone  # a detector's maps are its backbone's
     info = model_info(name)
-    size = info.input_size if info else entry.meta.get("input_size", 224)
+    size: Any = info.input_size if info else entry.meta.get("input_size", 224)
     size = size if isinstance(size, int) else tuple(size)
     facts = {
         "name": name,
@@ -45,8 +47,8 @@ def _show_model(args: argparse.Namespace) -> int:
         "params": count_parameters(model),
         "flops": count_flops(model, size),
         "input_size": size,
-        "stage_channels": list(model.stage_channels),
-        "strides": list(model.stage_strides),
+        "stage_channels": list(maps.stage_channels if isinstance(maps, Backbone) else maps.out_channels),
+        "strides": list(maps.stage_strides if isinstance(maps, Backbone) else maps.strides),
         "arguments": sorted(accepted_arguments(entry.builder)[0]),
     }
     if info:
