@@ -37,8 +37,7 @@ _FAR = 1e30
 def forward(value: Tensor, shapes: Levels, locations: Tensor, weights: Tensor, points: tuple[int, ...]) -> Tensor:
     """Classic form: value [B,S,h,d], locations [B,Q,h,T,2], weights [B,Q,h,T] -> [B,Q,h*d]."""
     if exporting():
-        size = locations.new_tensor([(w, h) for (h, w), n in zip(shapes, points) for _ in range(n)])  # [T, 2]
-        return _traceable(value, shapes, locations * size - 0.5, weights, points)
+        return _traceable(value, shapes, locations, weights, points)
     return _run(value, locations, weights, shapes, points, True)
 
 
@@ -46,12 +45,29 @@ def forward_fused(
     value: Tensor, shapes: Levels, reference: Tensor, offsets: Tensor, logits: Tensor, points: tuple[int, ...]
 ) -> Tensor:
     """From raw offsets [B,Q,h,T,2], logits [B,Q,h,T] and references [B,Q,L,2|4]: pixel coordinates, softmax, sum."""
+    if exporting():
+        return forward_fused_sampled(value, shapes, reference, offsets, logits, points)
     dtype = _compute_dtype(value, reference, offsets, logits)
     pixels = pixel_coordinates(reference.to(dtype), offsets.to(dtype), shapes, points)
-    weights = logits.softmax(-1, dtype=dtype)
-    if exporting():
-        return _traceable(value, shapes, pixels, weights, points)
-    return _run(value, pixels, weights, shapes, points, False)
+    return _run(value, pixels, logits.softmax(-1, dtype=dtype), shapes, points, False)
+
+
+def forward_fused_sampled(
+    value: Tensor, shapes: Levels, reference: Tensor, offsets: Tensor, logits: Tensor, points: tuple[int, ...]
+) -> Tensor:
+    """As :func:`forward_fused`, in operators that every exporter knows; slower.
+
+    It rounds as the PyTorch code that Deformable DETR's authors ship beside their extension.
+    """
+    dtype = _compute_dtype(value, reference, offsets, logits)
+    reference, offsets = reference.to(dtype), offsets.to(dtype)
+    each = [i for i, n in enumerate(points) for _ in range(n)]
+    xy, wh = reference[:, :, each, :2].unsqueeze(2), reference[:, :, each, 2:].unsqueeze(2)  # [B, Q, 1, T, 2]
+    if wh.shape[-1] == 0:
+        step = offsets / offsets.new_tensor([(shapes[i][1], shapes[i][0]) for i in each])
+    else:
+        step = offsets / offsets.new_tensor([points[i] for i in each])[:, None] * wh * 0.5
+    return _traceable(value, shapes, xy + step, logits.softmax(-1, dtype=dtype), points)
 
 
 def pixel_coordinates(reference: Tensor, offsets: Tensor, shapes: Levels, points: tuple[int, ...]) -> Tensor:
@@ -84,18 +100,17 @@ def _compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def _traceable(value: Tensor, shapes: Levels, pixels: Tensor, weights: Tensor, points: tuple[int, ...]) -> Tensor:
-    """The same in operators that every exporter knows: one grid_sample a level."""
-    b, q, h, t, _ = pixels.shape
+def _traceable(value: Tensor, shapes: Levels, locations: Tensor, weights: Tensor, points: tuple[int, ...]) -> Tensor:
+    """The classic form in operators that every exporter knows: one grid_sample a level."""
+    b, q, h, t, _ = locations.shape
     d = value.shape[3]
-    dtype = _compute_dtype(value, pixels, weights)
+    dtype = _compute_dtype(value, locations, weights)
     sampled, start, first = [], 0, 0
     for (height, width), n in zip(shapes, points):
         level = value[:, start : start + height * width].to(dtype)  # [B, H*W, h, d]
         level = level.permute(0, 2, 3, 1).reshape(b * h, d, height, width)
-        xy = pixels[:, :, :, first : first + n].to(dtype).transpose(1, 2).reshape(b * h, q, n, 2)
-        grid = (xy * 2 + 1) / xy.new_tensor([width, height]) - 1
-        sampled.append(F.grid_sample(level, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
+        xy = locations[:, :, :, first : first + n].to(dtype).transpose(1, 2).reshape(b * h, q, n, 2)
+        sampled.append(F.grid_sample(level, 2 * xy - 1, mode="bilinear", padding_mode="zeros", align_corners=False))
         start, first = start + height * width, first + n
     w = weights.to(dtype).transpose(1, 2).reshape(b * h, 1, q, t)
     out = (torch.cat(sampled, dim=-1) * w).sum(-1)  # [B*h, d, Q]
