@@ -1,6 +1,15 @@
-"""Co-DETR: the authors' detector over given maps, its auxiliary heads, their positives as queries, and all losses."""
+"""Co-DETR: the authors' detector over given maps, its auxiliary heads, their positives as queries, and all losses.
 
+The last map of small images is one pixel, where a normalisation with one channel a group multiplies float32's rounding
+by 300: recorded outputs are 1.5e-4 off the exact ones there, which is beyond the tolerance, and so is the authors' own
+code by another number of threads. They can be met by the same rounding only. So the cases run in one thread, and
+deformable attention by the formulation that exporters get, which rounds as the authors' PyTorch code does.
+"""
+
+import contextlib
+from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -69,6 +78,18 @@ def _atss(predictions: Any) -> dict[str, list[Tensor]]:
     return dict(zip(("cls", "reg", "centerness"), predictions))
 
 
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_thread()
+@patch("zoo_kernels.ms_deform_attention.eager.exporting", lambda: True)
 def run(entry: str, kwargs: dict[str, Any], state: dict[str, Tensor], inputs: dict[str, Any]) -> dict[str, Any]:
     training = "gt_labels" in inputs
     spec = importer.config_from_official(entry, kwargs)
