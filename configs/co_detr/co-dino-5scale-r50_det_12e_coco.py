@@ -8,6 +8,7 @@ Score:     52.1 box AP on val2017 published (arXiv:2211.12860 and its repository
 
 from mmengine.config import read_base
 
+from zoo.detection.co_postprocess import best_of_pairs_clipped
 from zoo.detection.model import DetectionModel
 from zoo.detection.variants.co_detr import co_dino_5scale_r50
 
@@ -16,7 +17,12 @@ with read_base():
     from .._base_.default_runtime import *
     from .._base_.schedule_detr import *
 
-model = dict(type=DetectionModel, detector=dict(type=co_dino_5scale_r50), num_classes=80)
+model = dict(
+    type=DetectionModel,
+    detector=dict(type=co_dino_5scale_r50),
+    num_classes=80,
+    postprocess=dict(type=best_of_pairs_clipped, count=300, soft_threshold=0.8),
+)
 default_hooks["checkpoint"].update(save_best="coco/AP")
 # The published checkpoints have the 80 classes without gaps.
 train_dataloader["dataset"].update(labels="contiguous")

@@ -9,6 +9,7 @@ Score:     59.8 box AP on val2017 published (arXiv:2211.12860 and its repository
 from mmengine.config import read_base
 
 from zoo.backbones.timm import TimmBackbone
+from zoo.detection.co_postprocess import best_of_pairs_clipped
 from zoo.detection.model import DetectionModel
 from zoo.detection.variants.co_detr import co_dino_5scale_swin_large
 
@@ -30,6 +31,7 @@ model = dict(
         ),
     ),
     num_classes=80,
+    postprocess=dict(type=best_of_pairs_clipped, count=300, soft_threshold=0.8),
 )
 default_hooks["checkpoint"].update(save_best="coco/AP")
 # The published checkpoints have the 80 classes without gaps.

@@ -17,6 +17,7 @@ from zoo.detection.co_detr import CoDeformableDETR, CoDINO
 from zoo.detection.co_postprocess import best_of_pairs_clipped, soft_nms
 from zoo.detection.co_queries import padding_mask, positive_queries
 from zoo.detection.matcher import HungarianMatcher
+from zoo.registry import MODELS, build
 from zoo.weights.importers import co_detr as importer
 
 SMALL = dict(d_model=32, nhead=4, num_encoder_layers=1, num_decoder_layers=2, dim_feedforward=32)
@@ -273,6 +274,7 @@ def test_images_without_objects(kind, counts):
     out, criterion, losses = loss_of(kind, model, *counts)
     assert all(bool(v.isfinite().all()) for v in losses.values())
     criterion.total(losses).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []  # processes reduce the same gradients
     assert int((out["auxiliary"]["atss"]["wanted"]["labels"][0] < 3).sum()) == 0
 
 
@@ -333,6 +335,22 @@ def test_state_dict_there_and_back(entry, kind):
     assert all(torch.equal(back[k], state[k]) for k in state)
     with pytest.raises(KeyError, match="unexpected"):
         importer.convert_state_dict(entry, {**official, "query_head.other.weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("refine", [True, False])
+def test_one_stage_with_auxiliary_heads(refine):
+    arguments = dict(embed_dims=32, heads=4, ffn=32, enc_layers=1, dec_layers=2, num_query=6, num_classes=3)
+    arguments |= dict(num_levels=2, strides=(8, 16), in_channels=CHANNELS, gn_groups=8, fc_channels=8)
+    arguments |= dict(as_two_stage=False, with_box_refine=refine, look_forward_twice=False, max_proposals=20)
+    spec = importer.config_from_official(importer.DEFORMABLE, arguments)
+    model = build(spec, MODELS).train()
+    out, criterion, losses = loss_of("deformable", model, 2, 1)
+    assert "enc_outputs" not in out
+    assert all(bool(v.isfinite().all()) for v in losses.values())
+    assert out["pred_boxes"].shape == (2, 6, 4)
+    criterion.total(losses).backward()
+    official = importer.revert_state_dict(importer.DEFORMABLE, model.state_dict())
+    assert official["query_head.transformer.reference_points.weight"].shape == (2, 32)
 
 
 def test_importer_refuses_by_name():

@@ -205,9 +205,8 @@ class CoDINO(Collaborative, DINO):
         type="zoo.detection.co_criterion.CoDINOCriterion",
         matcher=dict(cost_class=2.0, cost_bbox=5.0, cost_giou=2.0),
     )
-    default_postprocess: ClassVar[dict[str, Any]] = dict(
-        type="zoo.detection.co_postprocess.best_of_pairs_clipped", count=300, soft_threshold=0.8
-    )
+    #: without the soft suppression of the authors' evaluation, so that a graph can hold it; the recipes have it
+    default_postprocess: ClassVar[dict[str, Any]] = dict(type="zoo.detection.postprocess.best_of_pairs", count=300)
 
     def __init__(
         self,
