@@ -98,7 +98,7 @@ class BVRHead(nn.Module):
         self.cls_keypoints, self.reg_keypoints = tuple(cls_keypoints), tuple(reg_keypoints)
         self.max_keypoint_num, self.selection = max_keypoint_num, dict(selection or {})
         self.scale_position, self.scale_factor = scale_position, scale_factor
-        shared = dict(location=location, shared_location=shared_inter, appearance=appearance)
+        shared: dict[str, Any] = dict(location=location, shared_location=shared_inter, appearance=appearance)
         self.cls_transformer = self.reg_transformer = None
         if cls_keypoints:
             self.cls_transformer = BVRTransformer(dim, num_heads, len(cls_keypoints), **shared)

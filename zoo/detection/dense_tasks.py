@@ -252,7 +252,7 @@ class FCOSTask:
         reg = torch.cat([tokens(x, 4) for x in predictions["reg"]], 1).float()
         central = torch.cat([tokens(x, 1) for x in predictions["centerness"]], 1).float()[..., 0]
         owners = [self.assign(levels, b) for b in boxes]
-        count = over_processes(sum((o >= 0).sum() for o in owners).float()).clamp(min=1)
+        count = over_processes(torch.stack([(o >= 0).sum() for o in owners]).sum().float()).clamp(min=1)
         wanted = torch.stack([one_hot(o, c, self.num_classes) for o, c in zip(owners, labels)])
         found, targets, weights, logits = [], [], [], []
         for i, (owner, b) in enumerate(zip(owners, boxes)):
@@ -303,7 +303,7 @@ class ATSSTask:
         levels = self.anchors.of(predictions["cls"])
         together, sizes = torch.cat(levels), [len(a) for a in levels]
         owners = [assign_adaptively(levels, b, self.candidates) for b in boxes]
-        count = over_processes(sum((o >= 0).sum().clamp(min=1) for o in owners).float()).clamp(min=1)
+        count = over_processes(torch.stack([(o >= 0).sum().clamp(min=1) for o in owners]).sum().float()).clamp(min=1)
         cls = torch.cat([tokens(x, self.num_classes) for x in predictions["cls"]], 1).float()
         reg = torch.cat([tokens(x, 4) for x in predictions["reg"]], 1).float()
         central = torch.cat([tokens(x, 1) for x in predictions["centerness"]], 1).float()[..., 0]

@@ -59,6 +59,8 @@ class RFDETR(nn.Module):
     )
     default_postprocess: ClassVar[dict[str, Any]] = dict(type="zoo.detection.postprocess.best_of_pairs", count=300)
 
+    keypoint_active: Tensor
+
     def __init__(
         self,
         channels: Sequence[int],
@@ -103,12 +105,13 @@ class RFDETR(nn.Module):
         nn.init.constant_(self.class_embed.bias, classifier_bias())
         self.keypoint_embed = self.segmentation_head = None
         if keypoint_counts:
-            width = self.transformer.decoder.keypoint_pos_embed.shape[1]
+            width = self.transformer.decoder.keypoint_pos_embed.shape[1]  # type: ignore[union-attr]
             self.keypoint_embed = MLP(width, width, CHANNELS, 3)
         for head in (self.bbox_embed, self.keypoint_embed):
             if head is not None:
-                nn.init.zeros_(head.layers[-1].weight)
-                nn.init.zeros_(head.layers[-1].bias)
+                last: Any = head.layers[-1]
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
         self.register_buffer("keypoint_active", active_mask(keypoint_counts))
         self.enc_out_class_embed = self.enc_out_bbox_embed = self.enc_out_keypoint_embed = None
         if self.transformer.two_stage:
@@ -164,7 +167,7 @@ class RFDETR(nn.Module):
         )
         layers, first = self.predict(found)
         if self.segmentation_head is not None:
-            self._add_masks(layers, first, found, levels[0], (height, width))
+            self._add_masks(self.segmentation_head, layers, first, found, levels[0], (height, width))
         out: dict[str, Any] = {**layers[-1], "groups": self.groups if self.training else 1, "projector": levels}
         if cross is not None:
             out["cross_projector"] = cross
@@ -187,7 +190,8 @@ class RFDETR(nn.Module):
             keypoints = placed(self.keypoint_embed(found["keypoint_hs"]), references)
             for layer, points in zip(layers, keypoints):
                 self._add_keypoints(layer, points)
-            self._add_keypoints(first, found["first_keypoints"])
+            if first is not None:
+                self._add_keypoints(first, found["first_keypoints"])
         return layers, first
 
     def _add_keypoints(self, layer: dict[str, Any], points: Tensor) -> None:
@@ -197,13 +201,14 @@ class RFDETR(nn.Module):
 
     def _add_masks(
         self,
+        head: SegmentationHead,
         layers: list[dict[str, Any]],
         first: dict[str, Any] | None,
         found: Mapping[str, Tensor],
         level: Tensor,
         image_size: tuple[int, int],
     ) -> None:
-        factors, start = self.segmentation_head(level, list(found["hs"]), found.get("first_tokens"), image_size)
+        factors, start = head(level, list(found["hs"]), found.get("first_tokens"), image_size)
         for layer, f in zip(layers, factors):
             layer["pred_masks"] = self._masks(f)
         if first is not None and start is not None:

@@ -194,7 +194,7 @@ class RFDETRTransformer(nn.Module):
         for name, value in (("num_layers", num_layers), ("groups", groups), ("num_queries", num_queries)):
             if value < 1:
                 raise ValueError(f"{name}={value}: accepted are whole numbers from 1")
-        if keypoint_counts and not (lite_refpoint_refine and two_stage and sum(keypoint_counts)):
+        if keypoint_counts and not (lite_refpoint_refine and two_stage and sum(keypoint_counts) > 0):
             raise ValueError(
                 f"keypoint_counts={tuple(keypoint_counts)}: keypoints need at least one of them, "
                 "lite_refpoint_refine=True and two_stage=True"
@@ -236,8 +236,8 @@ class RFDETRTransformer(nn.Module):
         padding: Tensor,
         shapes: Shapes,
         groups: int,
-        class_heads: nn.ModuleList,
-        box_heads: nn.ModuleList,
+        class_heads: Any,
+        box_heads: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The best tokens of each group, by the largest logit of any class.
 
@@ -286,9 +286,9 @@ class RFDETRTransformer(nn.Module):
         masks: Sequence[Tensor],
         points: Tensor,
         content: Tensor,
-        class_heads: nn.ModuleList | None,
-        box_heads: nn.ModuleList | None,
-        keypoint_heads: nn.ModuleList | None,
+        class_heads: Any,
+        box_heads: Any,
+        keypoint_heads: Any,
         box_head: nn.Module,
         cross_levels: Sequence[Tensor] | None = None,
         cross_for_keypoints: bool = False,
@@ -330,24 +330,25 @@ class RFDETRTransformer(nn.Module):
                 delta = torch.cat([head(part) for head, part in zip(keypoint_heads, parts)], dim=1)
                 out["first_keypoints"] = placed(delta, out["first_boxes"])
         per_group = tgt.shape[1] // groups
-        if self.register_tokens is not None:
+        if self.register_tokens is not None and self.register_ref_points is not None:
             tgt = self._with_registers(tgt, self.register_tokens, groups)
             references = self._with_registers(references, self.register_ref_points, groups)
         cross = memory if cross_levels is None else torch.cat([x.flatten(2).transpose(1, 2) for x in cross_levels], 1)
         seen = memory if cross_for_keypoints else cross
-        tokens = None
+        key_tokens: Tensor | None = None
         if self.keypoint_query_initializer is not None:
-            tokens = self.keypoint_query_initializer(tgt)
+            key_tokens = self.keypoint_query_initializer(tgt)
         hidden, all_references, all_tokens = [], [references], []
         boxes, pos = self.per_level(references, ratios)
-        for i, layer in enumerate(self.decoder.layers):
+        layers: Any = self.decoder.layers
+        for i, layer in enumerate(layers):
             tgt = layer(tgt, pos, boxes, seen, shapes, padding, groups)
-            if tokens is not None:
+            if key_tokens is not None:
                 place, mask = self.decoder.keypoint_pos_embed, self.decoder.keypoint_class_mask
-                tgt, tokens = layer.keypoints(tgt, pos, tokens, place, mask, boxes, cross, shapes, padding)
-                all_tokens.append(tokens)
+                tgt, key_tokens = layer.keypoints(tgt, pos, key_tokens, place, mask, boxes, cross, shapes, padding)
+                all_tokens.append(key_tokens)
             hidden.append(self.decoder.norm(tgt))
-            if not self.lite_refpoint_refine and i + 1 < len(self.decoder.layers):
+            if not self.lite_refpoint_refine and i + 1 < len(layers):
                 references = moved(references.detach() if i else references, box_head(tgt), self.bbox_reparam)
                 all_references.append(references)
                 boxes, pos = self.per_level(references.detach(), ratios)
