@@ -14,8 +14,7 @@ NETWORKS = importer.NETWORKS
 
 @torch.no_grad()
 def run(entry: str, kwargs: dict[str, Any], state: dict[str, Tensor], inputs: dict[str, Any]) -> dict[str, Any]:
-    kwargs = dict(kwargs)
-    masking = kwargs.pop("train_masking", False)
+    masking = kwargs.get("train_masking", False)
     model = build(importer.config_from_official(entry, kwargs), MODELS).eval()
     model.load_state_dict(importer.convert_state_dict(entry, state))
     if entry == importer.PROJECTION:

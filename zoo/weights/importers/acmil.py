@@ -21,6 +21,8 @@ CHECKPOINTS = {GATED: ("GatedACMIL",), QUERY: ("QueryACMIL",)}
 
 _CONF: dict[str, Any] = dict(D_feat=None, D_inner=None, n_class=None, n_token=None)
 _COMMON: dict[str, Any] = dict(conf=None, n_token=1, n_masked_patch=0, mask_drop=0)
+#: whether masking was on when outputs were recorded: how a network is run, not how it is built
+_RUN: dict[str, Any] = dict(train_masking=False)
 _GATED: dict[str, Any] = dict(D=128, droprate=0)
 _PROJECTION: dict[str, Any] = dict(n_channels=None, m_dim=512, numLayer_Res=0)
 
@@ -51,7 +53,7 @@ def config_from_official(entry: str, kwargs: Mapping[str, Any]) -> dict[str, Any
         return dict(type=FeatureProjection, in_dim=args["n_channels"], dim=args["m_dim"], residual=args["numLayer_Res"])
     if entry not in NETWORKS:
         raise LookupError(f"entry {entry!r} is not known; accepted are {', '.join(NETWORKS)} and {PROJECTION}")
-    args = official_arguments(entry, kwargs, {**_COMMON, **(_GATED if entry == GATED else {})})
+    args = official_arguments(entry, kwargs, {**_COMMON, **_RUN, **(_GATED if entry == GATED else {})})
     conf = head_widths(entry, args["conf"], _CONF)
     if conf["n_token"] not in (None, args["n_token"]):
         raise refuse(entry, "conf.n_token", conf["n_token"], f"{args['n_token']}, the argument n_token")
