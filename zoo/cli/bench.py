@@ -51,6 +51,7 @@ def measure(
     steps: int,
 ) -> dict:
     """Build, warm up and time a model; times are medians of ``steps`` steps in milliseconds."""
+    import numpy as np
     import torch
 
     import zoo
@@ -61,7 +62,7 @@ def measure(
         torch.set_num_threads(threads)
     where = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
     info = model_info(model)
-    side = size or (info.input_size if info else 224)
+    side = size or (int(np.max(info.input_size)) if info else 224)
     net = zoo.create_model(model, mixer=mixer).train(train)
     flops = count_flops(net, side)
     params = count_parameters(net)

@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
                 from zoo.viz.figures import save_figure
 
                 name = f"{Path(picture_name(number, result)).stem}_attention.png"
-                save_figure(predictor.draw_attention(result.image), out / name)
+                save_figure(predictor.draw_attention(result.image), out / name)  # type: ignore[attr-defined]
 
     if out is None:
         each(lambda line: None)

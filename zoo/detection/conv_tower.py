@@ -35,7 +35,7 @@ class ConvGN(nn.Module):
         self.gn = None if groups is None else nn.GroupNorm(groups, out_dim)
         self.act: nn.Module = nn.ReLU() if act else nn.Identity()
         nn.init.normal_(self.conv.weight, std=std)
-        if bias:
+        if self.conv.bias is not None:
             nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,5 +53,6 @@ def prediction(dim: int, out_dim: int, bias: float = 0.0) -> nn.Conv2d:
     """A last 3x3 convolution with small weights and this bias."""
     layer = nn.Conv2d(dim, out_dim, 3, padding=1)
     nn.init.normal_(layer.weight, std=0.01)
+    assert layer.bias is not None
     nn.init.constant_(layer.bias, bias)
     return layer

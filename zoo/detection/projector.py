@@ -144,5 +144,6 @@ class MultiScaleProjector(nn.Module):
         """Maps ``[B, C_i, H, W]`` to levels ``[B, dim, H * scale, W * scale]``."""
         found = []
         for resample, mix in zip(self.stages_sampling, self.stages):
+            assert isinstance(resample, nn.ModuleList)
             found.append(mix(torch.cat([r(x) for r, x in zip(resample, maps)], dim=1)))
         return found

@@ -77,8 +77,10 @@ class KeypointQueries(nn.Module):
 
     def reset(self) -> None:
         """Start without modulation."""
-        nn.init.zeros_(self.adaLN_modulation[-1].weight)
-        nn.init.zeros_(self.adaLN_modulation[-1].bias)
+        last = self.adaLN_modulation[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, query: Tensor) -> Tensor:
         """``[B, Q, C] -> [B, Q, K, D]``."""

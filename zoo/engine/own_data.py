@@ -80,7 +80,7 @@ def own_data_config(
         raise ValueError(f"{train_root} holds {train.num_classes} class folder(s) with images; two are needed")
     side, mean, std = statistics(train)
     info = model_info(model)
-    full = info.input_size if info else MODELS.entry(model).meta.get("input_size", 224)
+    full = int(np.max(info.input_size if info else MODELS.entry(model).meta.get("input_size", 224)))
     small = side < 96
     size = size or (min(full, max(32, 32 * round(side / 32))) if small else full)
     if weights is not None and info:

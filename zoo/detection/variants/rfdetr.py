@@ -175,7 +175,7 @@ def rfdetr_keypoint_576() -> dict[str, Any]:
 def rfdetr_nano() -> dict[str, Any]:
     """For generated shapes: a small ResNet in the place of DINOv2."""
     return dict(
-        backbone=nano_backbone((3,)),
+        backbone=nano_backbone(one_map=True),
         network=dict(
             type="zoo.detection.rfdetr.RFDETR",
             num_queries=30,
