@@ -337,6 +337,16 @@ def test_state_dict_there_and_back(entry, kind):
         importer.convert_state_dict(entry, {**official, "query_head.other.weight": torch.zeros(1)})
 
 
+def test_whole_detectors_there_and_back():
+    spec = importer.config_from_official(importer.DINO, {"backbone": "resnet18", "enc_layers": 1, "dec_layers": 1})
+    with torch.device("meta"):
+        state = build(spec, MODELS).state_dict()
+    official = importer.revert_state_dict(importer.DINO, state)
+    assert {"backbone.layer1.0.conv1.weight", "neck.convs.3.gn.bias", "neck.extra_convs.0.conv.weight"} <= set(official)
+    official["backbone.bn1.num_batches_tracked"] = torch.zeros(())
+    assert importer.convert_state_dict(importer.DINO, official).keys() == state.keys()
+
+
 @pytest.mark.parametrize("refine", [True, False])
 def test_one_stage_with_auxiliary_heads(refine):
     arguments = dict(embed_dims=32, heads=4, ffn=32, enc_layers=1, dec_layers=2, num_query=6, num_classes=3)

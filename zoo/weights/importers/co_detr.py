@@ -141,9 +141,17 @@ def config_from_official(entry: str, kwargs: Mapping[str, Any]) -> dict[str, Any
     else:
         network |= dict(two_stage=args["as_two_stage"], with_box_refine=args["with_box_refine"])
         network["transformer"]["look_forward_twice"] = args["look_forward_twice"] and args["with_box_refine"]
-    return detector_config(
+    spec = detector_config(
         entry, kwargs, {"backbone_channels": args["in_channels"]}, network, levels=args["num_levels"]
     )
+    if "backbone" in spec:
+        first = tuple(args["strides"])[0]
+        if first not in (4, 8):
+            raise refuse(
+                entry, "strides", args["strides"], "strides that begin with 4 or 8, those of a ResNet's stages"
+            )
+        spec["backbone"]["out_indices"] = (0, 1, 2, 3) if first == 4 else (1, 2, 3)
+    return spec
 
 
 _ATTENTION = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
