@@ -35,9 +35,7 @@ def forward(
     return _update(pixels, affinity, eps), affinity
 
 
-def _by_strips(
-    x: Tensor, cell: tuple[int, int], iterations: int, scale: float, eps: float
-) -> tuple[Tensor, Tensor]:
+def _by_strips(x: Tensor, cell: tuple[int, int], iterations: int, scale: float, eps: float) -> tuple[Tensor, Tensor]:
     """As :func:`forward` without gradients: rows of cells are laid out where they are used, and stay in the cache."""
     ch, cw = cell
     x = _padded(x, cell)
