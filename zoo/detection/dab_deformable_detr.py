@@ -25,7 +25,7 @@ from zoo.detection.deformable_transformer import (
     flatten_levels,
     init_transformer,
 )
-from zoo.detection.denoising import Draws, denoising
+from zoo.detection.denoising import denoising
 from zoo.detection.layers import MLP, InputProjection, classifier_bias, start_at_reference
 from zoo.detection.positions import SinePositions, box_sines
 
@@ -174,7 +174,6 @@ class DABDeformableDETR(nn.Module):
         self.dn_groups = dn_groups
         self.dn_label_noise_scale, self.dn_box_noise_scale = dn_label_noise_scale, dn_box_noise_scale
         self.label_enc = None if dn_groups is None else nn.Embedding(num_classes + 1, dim - 1)
-        self.draws: Draws | None = None
 
     def _queries(self, batch: int) -> tuple[Tensor, Tensor]:
         """Contents ``[B, Q, C]`` and logits of the boxes ``[B, Q, 4]`` of the matching queries, patterns outermost."""
@@ -209,7 +208,6 @@ class DABDeformableDETR(nn.Module):
                 self.dn_groups,
                 self.dn_label_noise_scale,
                 self.dn_box_noise_scale,
-                self.draws,
             )
             tgt, boxes = torch.cat([queries.content, tgt], dim=1), torch.cat([queries.boxes, boxes], dim=1)
         first = boxes.sigmoid()

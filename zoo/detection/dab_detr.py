@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from zoo.detection.boxes import inverse_sigmoid
 from zoo.detection.conditional_transformer import ConditionalDecoderLayer
 from zoo.detection.deformable_transformer import LayerStack, init_transformer
-from zoo.detection.denoising import Denoising, Draws, denoising
+from zoo.detection.denoising import Denoising, denoising
 from zoo.detection.detr import EncoderLayer, as_tokens, layer_predictions
 from zoo.detection.images import mask_at
 from zoo.detection.layers import MLP, classifier_bias, start_at_reference
@@ -249,7 +249,6 @@ class DABDETR(nn.Module):
         self.dn_groups = dn_groups
         self.dn_label_noise_scale, self.dn_box_noise_scale = dn_label_noise_scale, dn_box_noise_scale
         self.label_enc = None if dn_groups is None else nn.Embedding(num_classes + 1, dim - 1)
-        self.draws: Draws | None = None
 
     def _heads(self) -> list[nn.Module]:
         layers = len(self.transformer.decoder.layers)
@@ -292,7 +291,6 @@ class DABDETR(nn.Module):
                 self.dn_groups,
                 self.dn_label_noise_scale,
                 self.dn_box_noise_scale,
-                self.draws,
             )
             tgt, boxes = torch.cat([queries.content, tgt], dim=1), torch.cat([queries.boxes, boxes], dim=1)
         heads = self._heads()

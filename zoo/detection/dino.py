@@ -10,7 +10,7 @@ answer to the normalised output; the reference that predictions start from is no
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -28,7 +28,7 @@ from zoo.detection.deformable_transformer import (
     init_transformer,
     top_proposals,
 )
-from zoo.detection.denoising import Denoising, Draws, contrastive_denoising
+from zoo.detection.denoising import Denoising, contrastive_denoising
 from zoo.detection.layers import MLP, InputProjection, classifier_bias, start_at_reference
 from zoo.detection.positions import SinePositions, box_sines
 
@@ -270,7 +270,6 @@ class DINO(nn.Module):
         self.position = SinePositions(dim // 2, temperature)
         self.input_proj = InputProjection(channels, dim, num_feature_levels)
         self.label_enc = nn.Embedding(book + 1, dim)
-        self.draws: Draws | None = None
         classify, locate = nn.Linear(dim, num_classes), MLP(dim, dim, 4, 3)
         nn.init.constant_(classify.bias, classifier_bias())
         start_at_reference(locate)
@@ -310,30 +309,21 @@ class DINO(nn.Module):
                 self.dn_number,
                 self.dn_label_noise_ratio,
                 self.dn_box_noise_scale,
-                self.draws,
-                self.dn_always_share,
+                always_share=self.dn_always_share,
             )
         out = self.transformer(
             levels, masks, positions, self.bbox_embed, self.first_class_embed, self.first_bbox_embed, denoising
         )
         predictions = self.predictions(out["hs"], out["references"])
-        P = 0 if denoising is None else denoising.size
-        restored = [{k: v[:, :P] for k, v in p.items()} for p in predictions]
-        predictions = [{k: v[:, P:] for k, v in p.items()} for p in predictions]
+        predictions, restored = without_denoising(predictions, denoising)
         out |= predictions[-1] | {"masks": masks}
         if self.aux_loss:
             out["aux_outputs"] = predictions[:-1]
         if self.first_class_embed is not None:
             logits = self.first_class_embed(out["first_tokens"])
             out["interm_outputs"] = {"pred_logits": logits, "pred_boxes": out["first_boxes"]}
-        if denoising is not None and P:
-            out["dn_outputs"] = {
-                **restored[-1],
-                "aux_outputs": restored[:-1],
-                "groups": denoising.groups,
-                "size": denoising.size,
-            }
-            out["denoising"] = denoising
+        if restored is not None:
+            out |= {"dn_outputs": restored, "denoising": denoising}
         elif denoising is not None:
             # No object in the batch: the embedding still takes part, so that every process reduces the same gradients.
             out["pred_logits"] = out["pred_logits"] + 0.0 * self.label_enc.weight.sum()
@@ -341,8 +331,34 @@ class DINO(nn.Module):
 
     def predictions(self, hidden: Sequence[Tensor], references: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """Classes and boxes of each layer, from its normalised output and the reference before it."""
-        found = []
-        for i, (h, reference) in enumerate(zip(hidden, references)):
-            boxes = (self.bbox_embed[i](h) + inverse_sigmoid(reference, EPS)).sigmoid()
-            found.append({"pred_logits": self.class_embed[i](h), "pred_boxes": boxes})
-        return found
+        return layer_predictions(self.class_embed, self.bbox_embed, hidden, references)
+
+
+def layer_predictions(
+    class_heads: Iterable[nn.Module],
+    box_heads: Iterable[nn.Module],
+    hidden: Sequence[Tensor],
+    references: Sequence[Tensor],
+) -> list[dict[str, Tensor]]:
+    """Classes and boxes of each layer, from its heads, its normalised output and the reference before it."""
+    found = []
+    for classify, locate, h, reference in zip(class_heads, box_heads, hidden, references):
+        boxes = (locate(h) + inverse_sigmoid(reference, EPS)).sigmoid()
+        found.append({"pred_logits": classify(h), "pred_boxes": boxes})
+    return found
+
+
+def without_denoising(
+    predictions: Sequence[dict[str, Tensor]], denoising: Denoising | None
+) -> tuple[list[dict[str, Tensor]], dict[str, Any] | None]:
+    """Predictions of the matching queries, layer by layer, and those of the denoising queries before them.
+
+    The latter are None where there are no such queries, else the last layer's with ``aux_outputs`` (those of the
+    others), ``groups`` and ``size``.
+    """
+    P = 0 if denoising is None else denoising.size
+    rest = [{k: v[:, P:] for k, v in p.items()} for p in predictions]
+    if denoising is None or P == 0:
+        return rest, None
+    *first, last = ({k: v[:, :P] for k, v in p.items()} for p in predictions)
+    return rest, {**last, "aux_outputs": first, "groups": denoising.groups, "size": P}

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from zoo.detection.boxes import inverse_sigmoid
 from zoo.detection.deformable_transformer import (
     DeformableDecoderLayer,
     encoder_proposals,
@@ -26,8 +25,8 @@ from zoo.detection.deformable_transformer import (
     init_transformer,
     top_proposals,
 )
-from zoo.detection.denoising import Denoising, Draws, contrastive_denoising
-from zoo.detection.dino import EPS, DINODecoder
+from zoo.detection.denoising import Denoising, contrastive_denoising
+from zoo.detection.dino import DINODecoder, layer_predictions, without_denoising
 from zoo.detection.focus_encoder import FocusEncoder, FocusEncoderLayer, ForegroundSelector
 from zoo.detection.layers import MLP, InputProjection, classifier_bias, start_at_reference
 from zoo.detection.positions import SinePositions
@@ -199,7 +198,6 @@ class FocusDETR(nn.Module):
         self.position = SinePositions(dim // 2, half_pixel=True)
         self.input_proj = InputProjection(channels, dim, num_feature_levels, norm_groups)
         self.label_enc = nn.Embedding(num_classes, dim)
-        self.draws: Draws | None = None
         classify, locate = nn.Linear(dim, num_classes), MLP(dim, dim, 4, 3)
         nn.init.constant_(classify.bias, classifier_bias())
         start_at_reference(locate)
@@ -222,17 +220,11 @@ class FocusDETR(nn.Module):
                 self.dn_number,
                 self.dn_label_noise_ratio,
                 self.dn_box_noise_scale,
-                self.draws,
                 always_share=True,
             )
         out = self.transformer(levels, masks, positions, self.class_embed, self.bbox_embed, denoising)
-        predictions = []
-        for i, (hidden, reference) in enumerate(zip(out["hs"], out["references"])):
-            boxes = (self.bbox_embed[i](hidden) + inverse_sigmoid(reference, EPS)).sigmoid()
-            predictions.append({"pred_logits": self.class_embed[i](hidden), "pred_boxes": boxes})
-        P = 0 if denoising is None else denoising.size
-        restored = [{k: v[:, :P] for k, v in p.items()} for p in predictions]
-        predictions = [{k: v[:, P:] for k, v in p.items()} for p in predictions]
+        predictions = layer_predictions(self.class_embed, self.bbox_embed, out["hs"], out["references"])
+        predictions, restored = without_denoising(predictions, denoising)
         inside = ~mask
         out |= predictions[-1] | {
             "masks": masks,
@@ -243,13 +235,8 @@ class FocusDETR(nn.Module):
             out["aux_outputs"] = predictions[:-1]
         logits = self.class_embed[-1](out["first_tokens"])
         out["interm_outputs"] = {"pred_logits": logits, "pred_boxes": out["first_boxes"]}
-        if denoising is not None and P:
-            out["dn_outputs"] = {
-                **restored[-1],
-                "aux_outputs": restored[:-1],
-                "groups": denoising.groups,
-                "size": P,
-            }
+        if restored is not None:
+            out["dn_outputs"] = restored
         elif self.training:
             # The embedding takes part in every step, so that all processes reduce the same gradients.
             out["pred_logits"] = out["pred_logits"] + 0.0 * self.label_enc.weight.sum()

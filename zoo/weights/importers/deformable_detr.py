@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from zoo.weights.importers._detr import detector_config, joined, parted, split_backbone, without_copies
+from zoo.weights.importers._detr import from_script as constructor_arguments
 from zoo.weights.importers._official import official_arguments, refuse
 
 NETWORK = "models/deformable_detr.py:DeformableDETR"
@@ -66,11 +67,8 @@ _ONLY_TRAINING = {
 
 def from_script(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The constructor's arguments from those of the authors' training script (which checkpoints keep as ``args``)."""
-    found = {k: v for k, v in kwargs.items() if k not in _SCRIPT and k not in _ONLY_TRAINING}
-    found |= {k: kwargs[k] for k in ("num_queries", "num_feature_levels", "two_stage") if k in kwargs}
-    found["transformer"] = {own: kwargs[k] for k, own in _SCRIPT.items() if k in kwargs}
-    found["transformer"]["return_intermediate_dec"] = True
-    return found
+    both = {k: kwargs[k] for k in ("num_queries", "num_feature_levels", "two_stage") if k in kwargs}
+    return constructor_arguments(kwargs, _SCRIPT, _ONLY_TRAINING) | both
 
 
 def config_from_official(entry: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
