@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -15,14 +15,14 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def count_flops(model: nn.Module, image_size: int | tuple[int, int], in_chans: int = 3) -> int:
+def count_flops(model: nn.Module, image_size: int | Sequence[int], in_chans: int = 3) -> int:
     """Multiply-accumulates of one image ("FLOPs" as papers give them): matrix products, convolutions, attention.
 
     Args:
-        model: takes ``[1, in_chans, H, W]``.
-        image_size: pixels, one number or (H, W).
+        model: takes ``[1, in_chans, H, W]``, or volumes ``[1, in_chans, X, Y, Z]``.
+        image_size: pixels, one number of a square, (H, W), or (X, Y, Z) of a volume.
     """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     device = next(model.parameters()).device
     training = model.training
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -31,7 +31,7 @@ def count_flops(model: nn.Module, image_size: int | tuple[int, int], in_chans: i
         p.requires_grad_(False)
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, in_chans, height, width, device=device))
+            model(torch.empty(1, in_chans, *size, device=device))
     finally:
         for p in trainable:
             p.requires_grad_(True)

@@ -36,7 +36,8 @@ def _show_model(args: argparse.Namespace) -> int:
     name = args.model_or_config
     entry = MODELS.entry(name)
     model: Any = on_meta(entry.builder).eval()
-    maps = model if isinstance(model, Backbone) else model.backbone  # a detector's maps are its backbone's
+    # a detector's maps are its backbone's; networks that are no pyramid have none to tell
+    maps = model if isinstance(model, Backbone) else getattr(model, "backbone", None)
     info = model_info(name)
     size: Any = info.input_size if info else entry.meta.get("input_size", 224)
     size = size if isinstance(size, int) else tuple(size)
@@ -45,12 +46,14 @@ def _show_model(args: argparse.Namespace) -> int:
         "class": f"{type(model).__module__}.{type(model).__name__}",
         **entry.meta,
         "params": count_parameters(model),
-        "flops": count_flops(model, size),
+        "flops": count_flops(model, size, getattr(model, "in_chans", 3)),
         "input_size": size,
-        "stage_channels": list(maps.stage_channels if isinstance(maps, Backbone) else maps.out_channels),
-        "strides": list(maps.stage_strides if isinstance(maps, Backbone) else maps.strides),
-        "arguments": sorted(accepted_arguments(entry.builder)[0]),
     }
+    if isinstance(maps, Backbone):
+        facts |= {"stage_channels": list(maps.stage_channels), "strides": list(maps.stage_strides)}
+    elif hasattr(maps, "out_channels") and hasattr(maps, "strides"):
+        facts |= {"stage_channels": list(maps.out_channels), "strides": list(maps.strides)}
+    facts["arguments"] = sorted(accepted_arguments(entry.builder)[0])
     if info:
         facts |= {
             "title": info.title,

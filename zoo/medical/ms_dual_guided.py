@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import resnet
 
 from zoo.medical.dual_attention import FuseConvs, GuidedAttention
 from zoo.medical.layers import check_divisible, conv_block, resize
@@ -45,6 +44,8 @@ class ResNeXt(nn.Module):
         super().__init__()
         if len(planes) != SCALES or len(layers) != SCALES:
             raise ValueError(f"planes={tuple(planes)}, layers={tuple(layers)}: accepted are four of each")
+        from torchvision.models import resnet  # takes a second to import, and only this network needs it
+
         # torchvision's constructor fixes the widths; its own method makes stages of any.
         whole = resnet.ResNet(resnet.Bottleneck, [1, 1, 1, 1], groups=groups, width_per_group=base_width)
         whole.inplanes = stem

@@ -1,0 +1,1 @@
+"""Named medical networks, one file a system; importing them is what registers them."""
