@@ -23,7 +23,7 @@ class WindowAttention(Mixer):
 
     A map that the windows do not tile is padded with zeros at the bottom and right; padded tokens are attended, as in
     the authors' implementations of Swin and DaViT. The window is never shrunk; along an axis that fits into one window
-    nothing is shifted.
+    nothing is shifted unless ``always_shift`` says so.
 
     Args:
         dim: channels C.
@@ -34,6 +34,7 @@ class WindowAttention(Mixer):
         qkv_bias: whether the projection to queries, keys and values has a bias.
         rel_pos_bias: whether a learned bias for each offset is added to the logits.
         qk_scale: factor of the logits; ``head_dim ** -0.5`` by default.
+        always_shift: shift along an axis that fits into one window too, as Swin's code for dense tasks does.
     """
 
     growth = "linear"
@@ -47,6 +48,7 @@ class WindowAttention(Mixer):
         qkv_bias: bool = True,
         rel_pos_bias: bool = True,
         qk_scale: float | None = None,
+        always_shift: bool = False,
     ):
         super().__init__(dim, num_heads)
         self.scale = qk_scale or self.head_dim**-0.5
@@ -54,6 +56,7 @@ class WindowAttention(Mixer):
         self.shift = (shift_size, shift_size) if isinstance(shift_size, int) else tuple(shift_size)
         if len(self.shift) != 2 or any(not 0 <= s < w for s, w in zip(self.shift, self.window)):
             raise ValueError(f"shift_size={shift_size!r}: accepted are 0 to less than the window {self.window}")
+        self.always_shift = always_shift
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
         self.rel_pos_bias = RelativePositionBias(self.window, num_heads) if rel_pos_bias else None
@@ -86,8 +89,10 @@ class WindowAttention(Mixer):
         return out[:, :height, :width]
 
     def shift_for(self, height: int, width: int) -> tuple[int, int]:
-        """The shift on a map of this size: none along an axis that fits into one window."""
+        """The shift on a map of this size: none along an axis that fits into one window (but see ``always_shift``)."""
         (wh, ww), (sh, sw) = self.window, self.shift
+        if self.always_shift:
+            return sh, sw
         return (0 if height <= wh else sh), (0 if width <= ww else sw)
 
     def flops(self, height: int, width: int) -> int:
