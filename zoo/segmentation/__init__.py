@@ -1,0 +1,1 @@
+"""Segmentation: semantic, instance and panoptic, from feature maps to masks."""
