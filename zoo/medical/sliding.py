@@ -265,7 +265,8 @@ class _Slab:
     def _finished(self, sums: Tensor) -> Tensor:
         if not (sums.sum().isfinite() or sums.isfinite().all()):
             raise FloatingPointError(
-                f"the network's outputs are not finite: slice {self.low} of axis {self.stream} and on, volume {self.item}"
+                f"the network gave numbers that are not finite: volume {self.item} of the batch, slices {self.low} on "
+                f"along axis {self.stream}"
             )
         if self.output == "logits":
             return sums
