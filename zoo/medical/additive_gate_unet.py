@@ -55,6 +55,8 @@ class AdditiveGateUNet(nn.Module):
         ValueError: an argument outside the above; an input whose sizes are no multiples of 16.
     """
 
+    size_multiple = 16
+
     def __init__(
         self,
         in_chans: int = 1,

@@ -141,6 +141,9 @@ class AttentionUNet(nn.Module):
         ValueError: an argument outside the above; an input whose sizes are no multiples of 16.
     """
 
+    #: what the sizes of an input have to be multiples of
+    size_multiple = 16
+
     def __init__(
         self,
         in_chans: int = 1,
@@ -220,7 +223,7 @@ class GridAttentionUNet(nn.Module):
         _check_widths(widths)
         self.in_chans, self.num_classes, self.dims = in_chans, num_classes, dims
         kernel, factors = (3, 3, 1)[:dims], (2, 2, 1)[:dims]
-        self.multiples = (16, 16, 1)[:dims]
+        self.size_multiple = (16, 16, 1)[:dims]
         self.encoder = _Encoder(in_chans, widths, dims, kernel, factors, norm)
         self.gating = conv_unit(dims, widths[4], widths[3], 1, norm)
         self.gates = nn.ModuleList(GridGate(w, widths[3], w, dims, mode, stride) for w in widths[1:4])
@@ -231,7 +234,7 @@ class GridAttentionUNet(nn.Module):
 
     def forward(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Logits ``[B, num_classes, ...]`` of ``x [B, in_chans, ...]``; on demand attention of levels 2 to 4 too."""
-        check_divisible(x, self.multiples, self.in_chans)
+        check_divisible(x, self.size_multiple, self.in_chans)
         levels, y = self.encoder(x)
         gate = self.gating(y)
         attention = []

@@ -7,13 +7,14 @@ code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.medical.layers import check_divisible
+from zoo.medical.losses import deep_supervision_loss
 
 ACTIVATIONS = ("sigmoid", "softmax", "none")
 
@@ -74,6 +75,9 @@ class DeepSupervisedUNet(nn.Module):
         ValueError: an argument outside the above; an image whose sizes are no multiples of 16.
     """
 
+    dims = 2
+    size_multiple = 16
+
     def __init__(
         self,
         in_chans: int = 1,
@@ -129,3 +133,17 @@ class DeepSupervisedUNet(nn.Module):
         if self.activation == "none":
             return x
         return x.sigmoid() if self.activation == "sigmoid" else x.softmax(1)
+
+    @staticmethod
+    def logits_of(outputs: list[Tensor]) -> Tensor:
+        """The prediction of the image's size."""
+        return outputs[-1]
+
+    @staticmethod
+    def training_losses(
+        outputs: list[Tensor], target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+    ) -> dict[str, Tensor]:
+        """A quarter of the loss of each scale; labels ``[B, H, W]`` are thinned out, as the authors do."""
+        losses = deep_supervision_loss(lambda p, t: loss(p, t[:, 0]), outputs, target[:, None])[1]
+        names = ("eighth", "quarter", "half", "whole")
+        return {f"loss_{name}": value / len(losses) for name, value in zip(names, losses)}

@@ -8,7 +8,7 @@ left out unless ``keep_unused``, which their checkpoints need, and so is the dow
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -128,6 +128,12 @@ class MSDualGuided(nn.Module):
         ValueError: an image whose sizes are no multiples of 8.
     """
 
+    dims = 2
+    #: what the sizes of an input have to be multiples of
+    size_multiple = 8
+    #: the authors train with cross entropy
+    default_loss: ClassVar[dict[str, Any]] = {"type": "zoo.medical.losses.voxel_cross_entropy"}
+
     def __init__(
         self,
         in_chans: int = 1,
@@ -202,21 +208,36 @@ class MSDualGuided(nn.Module):
         found = self.outputs(x)
         return found if self.training else torch.stack(found["logits"][SCALES:]).mean(0)
 
+    @staticmethod
+    def training_losses(
+        outputs: Mapping[str, list[Tensor]], target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+    ) -> dict[str, Tensor]:
+        """Weighted losses by name, of what the network gives in training; see :func:`guided_losses`."""
+        found = guided_losses(outputs, target, loss)
+        return {
+            "loss_seg": found["ce"].sum(),
+            "loss_guidance": 0.25 * found["semantic"].sum(),
+            "loss_reconstruction": 0.1 * found["reconstruction"].sum(),
+        }
 
-def guided_losses(outputs: Mapping[str, list[Tensor]], target: Tensor) -> dict[str, Tensor]:
+
+def guided_losses(
+    outputs: Mapping[str, list[Tensor]], target: Tensor, loss: Callable[[Tensor, Tensor], Tensor] | None = None
+) -> dict[str, Tensor]:
     """Losses of MS-Dual-Guided: segmentation + 0.25 guidance + 0.1 reconstruction.
 
     Args:
         outputs: see :meth:`MSDualGuided.outputs`.
         target: labels ``[B, H, W]``.
+        loss: of logits and labels, in place of the authors' cross entropy.
 
     Returns:
-        ``ce`` of the eight predictions; ``semantic``, the squared difference of the stacks' codes, by scale;
+        ``ce`` (or the loss given) of the eight predictions; ``semantic``, the squared difference of the stacks' codes, by scale;
         ``reconstruction``, that of what the semantic modules were given and gave back; and their weighted ``total``.
         Nothing is detached: guidance pulls both codes.
     """
     codes = outputs["codes"]
-    ce = torch.stack([F.cross_entropy(logits, target.long()) for logits in outputs["logits"]])
+    ce = torch.stack([(loss or F.cross_entropy)(logits, target.long()) for logits in outputs["logits"]])
     semantic = torch.stack([F.mse_loss(a, b) for a, b in zip(codes[:SCALES], codes[SCALES:])])
     reconstruction = torch.stack([F.mse_loss(a, b) for a, b in zip(outputs["inputs"], outputs["decoded"])])
     total = ce.sum() + 0.25 * semantic.sum() + 0.1 * reconstruction.sum()

@@ -34,7 +34,12 @@ class TransposedUpsample(nn.Module):
         return x
 
 
-def _upsample(spec: str | Mapping[str, Any], coarse: int, dim: int, stride: Sequence[int], dims: int) -> nn.Module:
+def upsample_block(spec: str | Mapping[str, Any], coarse: int, dim: int, stride: Sequence[int], dims: int) -> nn.Module:
+    """The block that a name or a dict names: a lateral map ``[B, dim, ...]`` and a coarse one to ``[B, dim, ...]``.
+
+    Raises:
+        ValueError: an unknown name, or options that it does not take.
+    """
     name = spec if isinstance(spec, str) else spec.get("type", "wau")
     options = {} if isinstance(spec, str) else {k: v for k, v in spec.items() if k != "type"}
     if name not in UPSAMPLES:
@@ -89,7 +94,7 @@ class UNet(nn.Module):
         starts = [(1,) * dims, *steps]
         self.encoder = nn.ModuleList(self._block(a, b, s) for a, b, s in zip(chans[:-1], chans[1:], starts))
         pairs = list(zip(widths[:-1], widths[1:], steps))
-        self.up = nn.ModuleList(_upsample(upsample, below, w, s, dims) for w, below, s in pairs)
+        self.up = nn.ModuleList(upsample_block(upsample, below, w, s, dims) for w, below, s in pairs)
         self.decoder = nn.ModuleList(self._block(2 * w, w, (1,) * dims) for w, _, _ in pairs)
         self.head = CONV[dims](widths[0], num_classes, 1)
 
