@@ -1,4 +1,4 @@
-"""Segmentation of images by any backbone of the zoo and a decoder with lateral connections, whose enlargement is chosen.
+"""Segmentation of images by any backbone of the zoo and a decoder with lateral connections of a chosen enlargement.
 
 The decoder is a feature pyramid (arXiv 1612.03144): a 1x1 convolution on each of the backbone's maps, and from the
 coarsest on a map is enlarged, joined to the next lateral one and convolved. Enlargement is window attention upsampling
@@ -23,8 +23,8 @@ class BackboneUNet(nn.Module):
     """Two or more maps of a backbone, from coarse to fine; the finest one's prediction is enlarged to the image.
 
     Args:
-        backbone: a name ("davit_tiny"), a ``dict(type=..., ...)`` or a module with ``out_channels`` and ``strides`` whose
-            maps halve from one to the next; ``in_chans`` is passed.
+        backbone: a name ("davit_tiny"), a ``dict(type=..., ...)``, or a module with ``out_channels`` and ``strides``;
+            its maps halve from one to the next; ``in_chans`` is passed.
         in_chans: channels of the image.
         num_classes: classes, background included.
         dim: channels of the decoder; a multiple of the window attention's heads.
