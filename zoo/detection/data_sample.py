@@ -15,7 +15,8 @@ class DetDataSample(BaseDataElement):
     Data fields (all optional), each an ``InstanceData`` with a row an object:
         gt_instances: ``boxes`` float ``[N, 4]`` (x0, y0, x1, y1) in pixels of the image that the network gets,
             ``labels`` int64 ``[N]``, and ``masks`` bool ``[N, h, w]`` where they are loaded.
-        pred_instances: ``boxes`` float ``[N, 4]`` in pixels of the original image, ``labels``, ``scores``, best first.
+        pred_instances: ``boxes`` float ``[N, 4]`` in pixels of the original image, ``labels``, ``scores``, best first,
+            and ``masks`` bool ``[N, H, W]`` of the original image's size where the model predicts them.
 
     Meta information: ``img_path``, ``img_id``, ``sample_idx``, ``ori_shape`` (height, width of the original image),
     ``img_shape`` (of the image that the network gets, without padding), ``scale_factor`` (width, height: network's
@@ -26,28 +27,38 @@ class DetDataSample(BaseDataElement):
         """Set ``gt_instances``.
 
         Raises:
-            ValueError: other shapes than ``[N, 4]`` and ``[N]``.
+            ValueError: other shapes than ``[N, 4]``, ``[N]`` and ``[N, h, w]``.
         """
         fields = {"boxes": _boxes("boxes", boxes), "labels": torch.as_tensor(labels, dtype=torch.int64).reshape(-1)}
         if len(fields["boxes"]) != len(fields["labels"]):
             raise ValueError(f"{len(fields['boxes'])} boxes have {len(fields['labels'])} labels")
         if masks is not None:
-            fields["masks"] = torch.as_tensor(masks, dtype=torch.bool)
+            fields["masks"] = _masks(masks, len(fields["boxes"]))
         self.gt_instances = InstanceData(**fields)
         return self
 
-    def set_pred(self, boxes: Tensor, labels: Tensor, scores: Tensor) -> DetDataSample:
+    def set_pred(self, boxes: Tensor, labels: Tensor, scores: Tensor, masks: Tensor | None = None) -> DetDataSample:
         """Set ``pred_instances``; the rows are put in the order of falling scores.
 
         Raises:
-            ValueError: other shapes than ``[N, 4]``, ``[N]`` and ``[N]``.
+            ValueError: other shapes than ``[N, 4]``, ``[N]``, ``[N]`` and ``[N, H, W]``.
         """
         boxes = _boxes("boxes", boxes)
         if not len(boxes) == len(labels) == len(scores):
             raise ValueError(f"{len(boxes)} boxes have {len(labels)} labels and {len(scores)} scores")
         order = scores.argsort(descending=True, stable=True)
-        self.pred_instances = InstanceData(boxes=boxes[order], labels=labels[order], scores=scores[order])
+        fields = {"boxes": boxes[order], "labels": labels[order], "scores": scores[order]}
+        if masks is not None:
+            fields["masks"] = _masks(masks, len(boxes))[order]
+        self.pred_instances = InstanceData(**fields)
         return self
+
+
+def _masks(value: Any, count: int) -> Tensor:
+    masks = torch.as_tensor(value, dtype=torch.bool)
+    if masks.ndim != 3 or len(masks) != count:
+        raise ValueError(f"masks have shape {tuple(masks.shape)}; accepted is [{count}, h, w], a mask a box")
+    return masks
 
 
 def _boxes(name: str, value: Any) -> Tensor:

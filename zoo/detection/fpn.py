@@ -1,6 +1,7 @@
 """A feature pyramid on torchvision's, with normalised further levels.
 
-Feature Pyramid Networks for Object Detection (arXiv:1612.03144); further levels as RetinaNet's (arXiv:1708.02002).
+Feature Pyramid Networks for Object Detection (arXiv:1612.03144); further levels as RetinaNet's (arXiv:1708.02002), or
+the last one at every second place, as Mask R-CNN's proposals read it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor, nn
-from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork, LastLevelMaxPool
 
 from zoo.detection.conv_tower import ConvGN
 
@@ -51,10 +52,11 @@ class FPN(nn.Module):
         dim: channels of the levels.
         num_levels: levels in all.
         groups: of the group normalisation; None for none.
-        extra: "on_input" or "on_output", see :class:`ExtraLevels`.
+        extra: "on_input" or "on_output", see :class:`ExtraLevels`; "pool": one level more, without weights.
+        batch_norm: batch normalisation instead of group normalisation.
 
     Raises:
-        ValueError: fewer levels than maps, another ``extra``.
+        ValueError: fewer levels than maps, another ``extra``, more than one level made by "pool", two normalisations.
     """
 
     def __init__(
@@ -64,15 +66,23 @@ class FPN(nn.Module):
         num_levels: int = 5,
         groups: int | None = 32,
         extra: str = "on_input",
+        batch_norm: bool = False,
     ):
         super().__init__()
         if num_levels < len(channels):
             raise ValueError(f"num_levels={num_levels}: the backbone gives {len(channels)} maps, at least that")
-        if extra not in ("on_input", "on_output"):
-            raise ValueError(f"extra={extra!r}: accepted are 'on_input' and 'on_output'")
+        if extra not in ("on_input", "on_output", "pool"):
+            raise ValueError(f"extra={extra!r}: accepted are 'on_input', 'on_output' and 'pool'")
+        if batch_norm and (groups is not None or extra != "pool"):
+            raise ValueError(f"batch_norm=True: accepted with groups=None and extra='pool', not {groups} and {extra!r}")
         norm: Callable[..., nn.Module] | None = None if groups is None else partial(nn.GroupNorm, groups)
-        further = None
-        if num_levels > len(channels):
+        norm = nn.BatchNorm2d if batch_norm else norm
+        further: ExtraFPNBlock | None = None
+        if num_levels > len(channels) and extra == "pool":
+            if num_levels > len(channels) + 1:
+                raise ValueError(f"num_levels={num_levels}: extra='pool' makes one of {len(channels)} maps' more")
+            further = LastLevelMaxPool()
+        elif num_levels > len(channels):
             further = ExtraLevels(channels[-1], dim, num_levels - len(channels), groups, extra == "on_input")
         self.pyramid = FeaturePyramidNetwork(list(channels), dim, further, norm)
 

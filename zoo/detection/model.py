@@ -74,8 +74,8 @@ class DetectionModel(BaseModel):
         criterion: ``dict(type=..., matcher=dict(...), ...)`` or a module ``(outputs, targets) -> losses`` with
             ``weight_of(name)``; ``num_classes`` is passed. None for the one that the network's class names
             (``default_criterion``).
-        postprocess: a function ``(outputs, sizes [B, 2]) -> [dict(scores, labels, boxes)]``, or a
-            ``dict(type=function, ...)``; None for the network's ``default_postprocess``.
+        postprocess: a function ``(outputs, sizes [B, 2]) -> [dict(scores, labels, boxes)]`` (and ``masks`` bool
+            ``[N, H, W]``), or a ``dict(type=function, ...)``; None for the network's ``default_postprocess``.
         data_preprocessor: arguments of :class:`DetPreprocessor`, or a ready one.
         score_threshold: predictions below it are dropped; the metrics want all, so that 0 is the default.
     """
@@ -160,8 +160,10 @@ class DetectionModel(BaseModel):
     def targets(self, samples: Sequence[DetDataSample], device: torch.device) -> list[dict[str, Tensor]]:
         """``labels [N]`` and ``boxes [N, 4]`` (cx, cy, w, h in 0 ... 1 of the image without padding) of each image.
 
+        With masks, ``masks`` bool ``[N, h, w]`` too.
+
         Raises:
-            ValueError: a label is no class; the message names the image.
+            ValueError: a label is no class, or masks are of another size than the image; the message names the image.
         """
         found = []
         for sample in samples:
@@ -176,6 +178,11 @@ class DetectionModel(BaseModel):
             scale = torch.tensor([width, height, width, height], dtype=torch.float32, device=device)
             target = {"labels": labels, "boxes": xyxy_to_cxcywh(gt.boxes.to(device).float() / scale)}
             if "masks" in gt:
+                if tuple(gt.masks.shape[1:]) != (height, width):
+                    raise ValueError(
+                        f"image {_name(sample)} of {height} x {width} pixels has masks of "
+                        f"{' x '.join(str(n) for n in gt.masks.shape[1:])}"
+                    )
                 target["masks"] = gt.masks.to(device)
             found.append(target)
         return found
@@ -214,7 +221,8 @@ class DetectionModel(BaseModel):
             boxes = found["boxes"].clamp(min=0)
             boxes = torch.minimum(boxes, boxes.new_tensor([width, height, width, height]))
             kept = (found["scores"] >= self.score_threshold) & (boxes[:, 2:] > boxes[:, :2]).all(1)
-            sample.set_pred(boxes[kept], found["labels"][kept], found["scores"][kept])
+            masks = found["masks"][kept] if "masks" in found else None
+            sample.set_pred(boxes[kept], found["labels"][kept], found["scores"][kept], masks)
         return samples
 
 

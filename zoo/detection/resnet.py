@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ class ResNetBackbone(nn.Module):
         stem: channels of the stem.
         frozen_norm: batch normalisation with fixed statistics and weights (as all of the family has it).
         frozen_stages: stem (0) and stages (1 ...) that are not trained; -1 for none. The authors freeze 1.
+        norm_eps: epsilon of the batch normalisations.
 
     Raises:
         ValueError: an unknown name, an index outside 0 ... 3.
@@ -45,6 +47,7 @@ class ResNetBackbone(nn.Module):
         stem: int = 64,
         frozen_norm: bool = True,
         frozen_stages: int = 1,
+        norm_eps: float = 1e-5,
     ):
         super().__init__()
         if name not in DEPTHS:
@@ -52,7 +55,7 @@ class ResNetBackbone(nn.Module):
         if not out_indices or not set(out_indices) <= {0, 1, 2, 3}:
             raise ValueError(f"out_indices={tuple(out_indices)}: accepted are stages 0 to 3")
         block, depths = DEPTHS[name]
-        norm: type[nn.Module] = FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d
+        norm = partial(FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d, eps=norm_eps)
         # torchvision's constructor fixes the widths; its own method makes stages of any.
         whole = resnet.ResNet(block, [1, 1, 1, 1], norm_layer=norm)
         whole.inplanes, whole.dilation = stem, 1

@@ -1,0 +1,164 @@
+"""Named models: Mask R-CNN (arXiv:1703.06870) and Faster R-CNN (arXiv:1506.01497) with a feature pyramid.
+
+Sizes and scores are in ``weights/index/mask_rcnn.yaml`` and ``weights/index/faster_rcnn.yaml``. Backbones of this
+project are as their authors have them in detection: stochastic depth as in their recipes of 12 epochs, BiFormer with
+16 x 16 regions, DaViT and Swin with a norm on each map.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo.detection.detector import Detector
+from zoo.detection.variants._parts import INPUT_SIZE, NANO_SIZE
+from zoo.registry import register_model, variant
+
+_NETWORK = "zoo.detection.mask_rcnn.MaskRCNN"
+#: for images of 128 pixels with objects of 12 to 90
+_SMALL = dict(
+    num_classes=8,
+    dim=64,
+    strides=(4, 8, 16, 32),
+    anchor_sizes=(12, 24, 48, 80),
+    canonical_scale=112,
+    rpn_candidates=(300, 200),
+    rpn_proposals=(200, 100),
+    rpn_samples=128,
+    roi_samples=64,
+    box_channels=256,
+    mask_convs=2,
+)
+
+
+def _rcnn(backbone: dict[str, Any], **network: Any) -> dict[str, Any]:
+    return dict(backbone=backbone, network=dict(type=_NETWORK, **network))
+
+
+def _torchvision(**options: Any) -> dict[str, Any]:
+    spec = dict(type="zoo.detection.resnet.ResNetBackbone", name="resnet50", out_indices=(0, 1, 2, 3))
+    return {**spec, **options}
+
+
+@register_model(task="detection", family="mask_rcnn", input_size=INPUT_SIZE, masks=True)
+@variant(Detector)
+def mask_rcnn_r50() -> dict[str, Any]:
+    """ResNet-50: torchvision's ``maskrcnn_resnet50_fpn``, whose published weights want no epsilon in the norms."""
+    return _rcnn(_torchvision(norm_eps=0.0))
+
+
+@register_model(task="detection", family="mask_rcnn", input_size=INPUT_SIZE, masks=True)
+@variant(Detector)
+def mask_rcnn_r50_v2() -> dict[str, Any]:
+    """ResNet-50 with normalised heads: torchvision's ``maskrcnn_resnet50_fpn_v2``."""
+    return _rcnn(
+        _torchvision(frozen_norm=False, frozen_stages=-1),
+        neck=dict(batch_norm=True),
+        rpn_convs=2,
+        box_head="conv",
+        mask_norm=True,
+    )
+
+
+@register_model(task="detection", family="mask_rcnn", input_size=INPUT_SIZE, masks=True)
+@variant(Detector)
+def mask_rcnn_davit_tiny() -> dict[str, Any]:
+    """DaViT-T."""
+    return _rcnn(dict(type="davit_tiny", norm_outputs=True, drop_path_rate=0.1))
+
+
+@register_model(task="detection", family="mask_rcnn", input_size=INPUT_SIZE, masks=True)
+@variant(Detector)
+def mask_rcnn_davit_small() -> dict[str, Any]:
+    """DaViT-S; the authors do not say its stochastic depth."""
+    return _rcnn(dict(type="davit_small", norm_outputs=True, drop_path_rate=0.2))
+
+
+@register_model(task="detection", family="mask_rcnn", input_size=INPUT_SIZE, masks=True)
+@variant(Detector)
+def mask_rcnn_davit_base() -> dict[str, Any]:
+    """DaViT-B; the authors do not say its stochastic depth."""
+    return _rcnn(dict(type="davit_base", norm_outputs=True, drop_path_rate=0.3))
+
+
+@register_model(task="detection", family="mask_rcnn", input_size=INPUT_SIZE, masks=True)
+@variant(Detector)
+def mask_rcnn_biformer_small() -> dict[str, Any]:
+    """BiFormer-S, 16 x 16 regions."""
+    return _rcnn(dict(type="biformer_small", n_win=16, drop_path_rate=0.2))
+
+
+@register_model(task="detection", family="mask_rcnn", input_size=INPUT_SIZE, masks=True)
+@variant(Detector)
+def mask_rcnn_biformer_base() -> dict[str, Any]:
+    """BiFormer-B, 16 x 16 regions."""
+    return _rcnn(dict(type="biformer_base", n_win=16, drop_path_rate=0.3))
+
+
+@register_model(task="detection", family="mask_rcnn", input_size=INPUT_SIZE, masks=True)
+@variant(Detector)
+def mask_rcnn_agent_pvt_tiny() -> dict[str, Any]:
+    """Agent-PVT-T."""
+    return _rcnn(dict(type="agent_pvt_tiny", drop_path_rate=0.1))
+
+
+@register_model(task="detection", family="mask_rcnn", input_size=INPUT_SIZE, masks=True)
+@variant(Detector)
+def mask_rcnn_agent_pvt_small() -> dict[str, Any]:
+    """Agent-PVT-S."""
+    return _rcnn(dict(type="agent_pvt_small", drop_path_rate=0.2))
+
+
+@register_model(task="detection", family="mask_rcnn", input_size=INPUT_SIZE, masks=True)
+@variant(Detector)
+def mask_rcnn_agent_pvt_medium() -> dict[str, Any]:
+    """Agent-PVT-M."""
+    return _rcnn(dict(type="agent_pvt_medium", drop_path_rate=0.1))
+
+
+@register_model(task="detection", family="mask_rcnn", input_size=INPUT_SIZE, masks=True)
+@variant(Detector)
+def mask_rcnn_agent_pvt_large() -> dict[str, Any]:
+    """Agent-PVT-L."""
+    return _rcnn(dict(type="agent_pvt_large", drop_path_rate=0.2))
+
+
+@register_model(task="detection", family="mask_rcnn", input_size=INPUT_SIZE, masks=True)
+@variant(Detector)
+def mask_rcnn_agent_swin_tiny() -> dict[str, Any]:
+    """Agent-Swin-T."""
+    return _rcnn(dict(type="agent_swin_tiny", drop_path_rate=0.1))
+
+
+@register_model(task="detection", family="mask_rcnn", input_size=INPUT_SIZE, masks=True)
+@variant(Detector)
+def mask_rcnn_agent_swin_small() -> dict[str, Any]:
+    """Agent-Swin-S."""
+    return _rcnn(dict(type="agent_swin_small", drop_path_rate=0.1))
+
+
+@register_model(task="detection", family="mask_rcnn", input_size=NANO_SIZE, masks=True)
+@variant(Detector)
+def mask_rcnn_nano() -> dict[str, Any]:
+    """For generated shapes: DaViT-nano with three maps, 1.6 M parameters."""
+    return _rcnn(dict(type="davit_nano", norm_outputs=True), **_SMALL)
+
+
+@register_model(task="detection", family="faster_rcnn", input_size=INPUT_SIZE)
+@variant(Detector)
+def faster_rcnn_r50() -> dict[str, Any]:
+    """ResNet-50: torchvision's ``fasterrcnn_resnet50_fpn``, whose published weights want no epsilon in the norms."""
+    return _rcnn(_torchvision(norm_eps=0.0), masks=False)
+
+
+@register_model(task="detection", family="faster_rcnn", input_size=INPUT_SIZE)
+@variant(Detector)
+def faster_rcnn_davit_tiny() -> dict[str, Any]:
+    """DaViT-T."""
+    return _rcnn(dict(type="davit_tiny", norm_outputs=True, drop_path_rate=0.1), masks=False)
+
+
+@register_model(task="detection", family="faster_rcnn", input_size=NANO_SIZE)
+@variant(Detector)
+def faster_rcnn_nano() -> dict[str, Any]:
+    """For generated shapes: DaViT-nano with three maps."""
+    return _rcnn(dict(type="davit_nano", norm_outputs=True), masks=False, **_SMALL)
