@@ -201,7 +201,8 @@ class VolumeSegmenter(BaseModel):
             label = sample.gt_label
             if tuple(label.shape) != tuple(inputs.shape[2:]):
                 raise ValueError(
-                    f"case {_name(sample)}: the label has size {tuple(label.shape)}, the image {tuple(inputs.shape[2:])}"
+                    f"case {_name(sample)}: the label has size {tuple(label.shape)}, "
+                    f"the image {tuple(inputs.shape[2:])}"
                 )
             if label.numel() and not 0 <= int(label.min()) <= int(label.max()) < self.num_classes:
                 raise ValueError(

@@ -232,8 +232,8 @@ def guided_losses(
         loss: of logits and labels, in place of the authors' cross entropy.
 
     Returns:
-        ``ce`` (or the loss given) of the eight predictions; ``semantic``, the squared difference of the stacks' codes, by scale;
-        ``reconstruction``, that of what the semantic modules were given and gave back; and their weighted ``total``.
+        ``ce`` (or the loss given) of the eight predictions; ``semantic``, the squared difference of the stacks' codes,
+        by scale; ``reconstruction``, that of what the semantic modules were given and gave back; and their weighted ``total``.
         Nothing is detached: guidance pulls both codes.
     """
     codes = outputs["codes"]
