@@ -31,7 +31,9 @@ import zoo.engine.compat  # noqa: F401  (before anything of mmengine that looks 
 from zoo.registry import MIXERS, MODELS, UnknownNameError, accepted_arguments, did_you_mean
 
 #: Top-level keys besides the arguments of mmengine's Runner.
-EXTRA_KEYS = frozenset({"compile", "find_unused_parameters", "load_strict", "strategy", "sync_bn"})
+EXTRA_KEYS = frozenset(
+    {"compile", "find_unused_parameters", "freeze", "load_except", "load_strict", "stages", "strategy", "sync_bn"}
+)
 
 
 class ConfigError(ValueError):
@@ -323,7 +325,12 @@ def check_config(config: Config) -> None:
             continue
         if key not in known_keys():
             raise ConfigError(f"{file}: unknown key {key!r}{did_you_mean(key, known_keys())}")
-        _check(file, key, value)
+        if key != "stages":
+            _check(file, key, value)
+    if top.get("stages") is not None:
+        from zoo.engine.staged import check_stages
+
+        check_stages(config)
 
 
 def _check(file: str, path: str, value: Any, expected: Any = None) -> None:

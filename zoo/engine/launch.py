@@ -83,11 +83,17 @@ def under_torchrun() -> bool:
 def train(config: str | Path | Config, **choices: Any) -> Runner:
     """Train; the runner that did it is returned, its work directory holds the rest.
 
+    A config with ``stages`` is trained stage by stage (:mod:`zoo.engine.staged`); the last one's runner is returned.
+
     Args:
         config: a file, a name, or a ready config.
         **choices: of :func:`prepare`.
     """
     cfg = prepare(config, **choices)
+    if cfg.get("stages") is not None:
+        from zoo.engine.staged import StagedTraining
+
+        return StagedTraining(cfg, resume=bool(cfg.get("resume"))).run()
     from zoo.engine.runner import Runner
 
     runner = Runner.from_cfg(cfg)
@@ -96,7 +102,8 @@ def train(config: str | Path | Config, **choices: Any) -> Runner:
 
 
 def test(config: str | Path | Config, checkpoint: str | Path, **choices: Any) -> dict[str, float]:
-    """Metrics of a checkpoint on the config's test data.
+    """Metrics of a checkpoint on the config's test data; of a config with ``stages``, those of the checkpoint's stage
+    (known by its folder), or of the last one.
 
     Args:
         config: a file, a name, or a ready config; also one that a run wrote into its work directory.
@@ -108,6 +115,10 @@ def test(config: str | Path | Config, checkpoint: str | Path, **choices: Any) ->
         ConfigError: the config has no test data.
     """
     cfg = prepare(config, load_from=checkpoint, **choices)
+    if cfg.get("stages") is not None:
+        from zoo.engine.staged import config_of_stage
+
+        cfg = config_of_stage(cfg, checkpoint)
     cfg.resume = False
     if cfg.get("test_dataloader") is None or cfg.get("test_evaluator") is None:
         raise ConfigError(f"{cfg.filename or 'the config'} has no test_dataloader and test_evaluator")

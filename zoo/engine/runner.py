@@ -35,11 +35,12 @@ from zoo.engine.dataloader import build_dataloader
 from zoo.engine.hooks import CheckpointHook, FiniteLossHook, NonFiniteLossError, diverged
 from zoo.engine.loops import EpochTrainLoop, IterTrainLoop, TestLoop, ValLoop
 from zoo.engine.optim import ParamGroups, WarmupCosineLR, whole_norm
+from zoo.engine.partial import KeepFrozen, freeze, frozen_norms, load_except
 from zoo.engine.state import gradients, rng_state, seed_everything, set_gradients, set_rng_state, undisturbed_rng
 from zoo.engine.strategy import Strategy, is_sharded
 from zoo.files import write_file
 from zoo.weights.checkpoint import CheckpointError, read_checkpoint
-from zoo.weights.load import load_weights
+from zoo.weights.load import LoadReport
 
 #: Between looks at whether another process was told to stop, in iterations.
 STOP_CHECK = 10
@@ -59,7 +60,8 @@ class Runner(mmengine.runner.Runner):
     - Parameters are grouped by :class:`zoo.engine.optim.ParamGroups` unless another constructor is named.
     - ``compile=True`` (or a dict of torch.compile's arguments) compiles the network only.
     - ``load_from`` takes any checkpoint :func:`zoo.weights.load.load_weights` can read; ``load_strict=False`` allows
-      parts that do not fit (another classifier).
+      parts that do not fit (another classifier), ``load_except`` (patterns of names) are left as they are initialised.
+    - ``freeze`` (patterns of names of parameters) are not trained; a normalisation that is frozen keeps its statistics.
     """
 
     _train_loop: Any
@@ -76,6 +78,7 @@ class Runner(mmengine.runner.Runner):
         self.has_trained = False
         self._asked_to_stop = False
         self._resumed_file: Path | None = None
+        self.load_report: LoadReport | None = None
         settings = (given.get("cfg") or {}).get("strategy")
         self.strategy = Strategy(**(settings or {}))
         if settings is None and (given.get("cfg") or {}).get("find_unused_parameters"):
@@ -145,9 +148,13 @@ class Runner(mmengine.runner.Runner):
         """The model, with the weights of ``load_from`` (unless a run is resumed)."""
         built = super().build_model(model)
         if self._load_from is not None and not self._resume:
-            report = load_weights(built, self._load_from, strict=self.cfg.get("load_strict", True))
-            self.logger.info(str(report))
+            anew, strict = self.cfg.get("load_except") or (), self.cfg.get("load_strict", True)
+            self.load_report = load_except(built, self._load_from, anew, strict=strict)
+            self.logger.info(str(self.load_report))
             self._has_loaded = True
+        if self.cfg.get("freeze"):
+            frozen = freeze(built, self.cfg["freeze"])
+            self.logger.info(f"{len(frozen)} parameters are not trained: {', '.join(frozen[:5])}")
         return built
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
@@ -222,6 +229,8 @@ class Runner(mmengine.runner.Runner):
         }
         theirs = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
         super().register_default_hooks({k: v for k, v in wanted.items() if v is not None or k in theirs})
+        if self.cfg.get("freeze"):
+            self.register_hook(KeepFrozen(frozen_norms(self.bare_model)))
 
     def _maybe_compile(self, target: str = "train_step") -> None:
         options = self.cfg.get("compile")
