@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Shapes(ImageDataset):
         occluders: least and greatest number of occluding bars.
         min_visible: least visible share of each object.
         data_seed: which data set.
+        classes: the kinds of shapes, some of :data:`SHAPE_CLASSES`.
         transform, seed, on_error: see :class:`~zoo.data.base.ImageDataset`.
 
     Raises:
@@ -76,8 +77,12 @@ class Shapes(ImageDataset):
         occluders: tuple[int, int] = (0, 2),
         min_visible: float = 0.5,
         data_seed: int = 0,
+        classes: Sequence[str] = SHAPE_CLASSES,
         **common: Any,
     ):
+        unknown = [c for c in classes if c not in SHAPE_CLASSES]
+        if unknown or not len(classes):
+            raise ValueError(f"classes={tuple(classes)}: accepted are some of {', '.join(SHAPE_CLASSES)}")
         if split not in _SPLITS:
             raise ValueError(f"split={split!r} is unknown; accepted are {', '.join(map(repr, _SPLITS))}")
         if length < 1:
@@ -98,9 +103,9 @@ class Shapes(ImageDataset):
         self.min_visible = min_visible
         self.data_seed = data_seed
         # Every run of as many images as there are classes has each class once, in an order of its own.
-        rounds = -(-length // len(SHAPE_CLASSES))
-        order = [self._rng(10**9 + i).permutation(len(SHAPE_CLASSES)) for i in range(rounds)]
-        super().__init__(SHAPE_CLASSES, np.concatenate(order)[:length].tolist(), **common)
+        rounds = -(-length // len(classes))
+        order = [self._rng(10**9 + i).permutation(len(classes)) for i in range(rounds)]
+        super().__init__(classes, np.concatenate(order)[:length].tolist(), **common)
 
     def _rng(self, index: int) -> np.random.Generator:
         return np.random.default_rng((self.data_seed, _SPLITS[self.split], index))
@@ -120,7 +125,7 @@ class Shapes(ImageDataset):
         background = rng.uniform(0, 255, 3)
         canvas = _Canvas(_texture(rng, height, width, background), self.min_visible)
         count = int(rng.integers(self.objects[0], self.objects[1] + 1))
-        labels = [int(self.labels[index]), *rng.integers(len(SHAPE_CLASSES), size=count - 1).tolist()]
+        labels = [int(self.labels[index]), *rng.integers(self.num_classes, size=count - 1).tolist()]
         # Several objects are smaller, so that there is room for them; the main one stays the largest.
         largest = 0.5 * min(height, width) * (0.8 if count == 1 else 0.55)
         main_radius = largest * rng.uniform(0.65, 1.0)
@@ -130,7 +135,7 @@ class Shapes(ImageDataset):
             fill = _texture(rng, height, width, colour)
             for _ in range(_TRIES):
                 radius = main_radius if i == 0 else main_radius * rng.uniform(0.45, 0.85)
-                if canvas.place(_shape_mask(rng, label, height, width, radius), fill, is_object=True):
+                if canvas.place(_shape_mask(rng, self.classes[label], height, width, radius), fill, is_object=True):
                     placed.append(label)
                     break
         for _ in range(int(rng.integers(self.occluders[0], self.occluders[1] + 1))):
@@ -199,7 +204,7 @@ class Shapes(ImageDataset):
             "licenses": [],
             "images": images,
             "annotations": annotations,
-            "categories": [{"id": i + 1, "name": n, "supercategory": "shape"} for i, n in enumerate(SHAPE_CLASSES)],
+            "categories": [{"id": i + 1, "name": n, "supercategory": "shape"} for i, n in enumerate(self.classes)],
         }
         return write_file(root / "annotations" / f"instances_{self.split}.json", json.dumps(content))
 
@@ -302,14 +307,14 @@ def _fill(outlines: list[np.ndarray], height: int, width: int) -> np.ndarray:
     return mask.astype(bool)
 
 
-def _shape_mask(rng: np.random.Generator, label: int, height: int, width: int, radius: float) -> np.ndarray:
+def _shape_mask(rng: np.random.Generator, kind: str, height: int, width: int, radius: float) -> np.ndarray:
     """bool ``[H, W]``: a shape at a random place and angle, at most a little beyond the border."""
     margin = 0.85 * radius
     centre = np.array([rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)])
     angle = rng.uniform(0, 2 * np.pi)
     cos, sin = np.cos(angle), np.sin(angle)
     turn = np.array([[cos, sin], [-sin, cos]])
-    return _fill([o @ turn * radius + centre for o in _OUTLINES[SHAPE_CLASSES[label]]], height, width)
+    return _fill([o @ turn * radius + centre for o in _OUTLINES[kind]], height, width)
 
 
 def _bar_mask(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
