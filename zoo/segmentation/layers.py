@@ -1,0 +1,151 @@
+"""What heads of semantic networks consist of: convolution with a chosen norm, and convolutions of enlarged maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NORMS = ("bn", "sync_bn", "gn")
+
+
+def make_norm(norm: str, dim: int) -> nn.Module:
+    """A norm over ``dim`` channels.
+
+    Args:
+        norm: "bn" (batch), "sync_bn" (batch, over all processes) or "gn" (groups of channels: 32, or as many as divide
+            ``dim`` below that).
+
+    Raises:
+        ValueError: another name.
+    """
+    if norm == "bn":
+        return nn.BatchNorm2d(dim)
+    if norm == "sync_bn":
+        return nn.SyncBatchNorm(dim)
+    if norm == "gn":
+        return nn.GroupNorm(next(g for g in range(min(32, dim), 0, -1) if dim % g == 0), dim)
+    raise ValueError(f"norm={norm!r}: accepted are {', '.join(NORMS)}")
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, norm, ReLU: ``[B, dim, H, W] -> [B, out_dim, H, W]``.
+
+    Args:
+        dim, out_dim: channels.
+        kernel: pixels a side, odd.
+        norm: see :func:`make_norm`.
+        dilation: of the convolution.
+    """
+
+    def __init__(self, dim: int, out_dim: int, kernel: int = 1, norm: str = "bn", dilation: int = 1):
+        super().__init__()
+        padding = kernel // 2 * dilation
+        self.conv = nn.Conv2d(dim, out_dim, kernel, padding=padding, dilation=dilation, bias=False)
+        self.norm = make_norm(norm, out_dim)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x)), inplace=True)
+
+    def of_enlarged(self, maps: Sequence[Tensor]) -> Tensor:
+        """The same of the concatenation of maps that are first enlarged to the first one's size."""
+        return F.relu(self.norm(conv_of_enlarged(maps, self.conv.weight)), inplace=True)
+
+
+class SegmentationHead(nn.Module):
+    """Base of the heads: maps ``[B, C_i, H_i, W_i]`` to logits ``[B, num_classes, h, w]``.
+
+    Args:
+        channels: channels C_i of the maps.
+        num_classes: classes.
+        dim: channels that the classifier reads.
+        dropout: probability of dropping one of them, for an image, in training.
+
+    Raises:
+        ValueError: no maps, no classes.
+    """
+
+    #: arguments that a head takes of the network around it
+    takes: ClassVar[tuple[str, ...]] = ("channels", "num_classes")
+
+    def __init__(self, channels: Sequence[int], num_classes: int, dim: int, dropout: float = 0.0):
+        super().__init__()
+        if not channels:
+            raise ValueError("channels is empty: at least one map is needed")
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes}: accepted are whole numbers from 1")
+        self.channels, self.num_classes = tuple(channels), num_classes
+        self.dropout = nn.Dropout2d(dropout) if dropout > 0 else None
+        self.classifier = nn.Conv2d(dim, num_classes, 1)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]
+
+    def check_maps(self, maps: Sequence[Tensor]) -> None:
+        """Raise ValueError unless the maps have the channels that the head was built for."""
+        found = tuple(m.shape[1] for m in maps)
+        if found != self.channels:
+            raise ValueError(
+                f"{type(self).__name__} was built for maps of {self.channels} channels and got maps of {found}: "
+                f"backbone and head do not fit"
+            )
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Logits of the last map."""
+        return self.classifier(x if self.dropout is None else self.dropout(x))
+
+
+def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear, half-pixel centres; the map itself where it has the size."""
+    if x.shape[2] == size[0] and x.shape[3] == size[1]:
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def conv_of_enlarged(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """Convolution (3x3, zero padding, no bias) of the concatenation of maps that are first enlarged to one size.
+
+    The sum runs in another order than ``conv(cat([enlarge(m) for m in maps]))``: channels are mixed on the small maps,
+    for each of the nine positions of the kernel, and what comes out is enlarged and shifted, row by row and column by
+    column. A map of half the size costs a quarter of the multiplications, one of an eighth almost nothing.
+
+    Args:
+        maps: ``[B, C_i, h_i, w_i]``; the first has the size of the result.
+        weight: ``[K, sum of C_i, 3, 3]``.
+
+    Returns:
+        ``[B, K, h_0, w_0]``.
+    """
+    size = maps[0].shape[-2:]
+    weights = weight.split([m.shape[1] for m in maps], dim=1)
+    same = [i for i, m in enumerate(maps) if m.shape[-2:] == size]
+    result = F.conv2d(
+        torch.cat([maps[i] for i in same], 1) if len(same) > 1 else maps[0],
+        torch.cat([weights[i] for i in same], 1) if len(same) > 1 else weights[0],
+        padding=1,
+    )
+    for i, x in enumerate(maps):
+        if i not in same:
+            result = result + _conv_of_one(x, weights[i], size)
+    return result
+
+
+def _conv_of_one(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
+    K = weight.shape[0]
+    # mixed: [B, 3 rows * 3 columns * K, h, w] -> [B, row of the kernel, column of it, K, h, w]
+    mixed = F.conv2d(x, weight.permute(2, 3, 0, 1).reshape(9 * K, -1, 1, 1)).unflatten(1, (3, 3, K))
+    down, right = _shifted(x, x.shape[2], size[0]), _shifted(x, x.shape[3], size[1])
+    wide = sum(mixed[:, :, j] @ right[j] for j in range(3))  # [B, row, K, h, W]
+    return sum(down[i].mT @ wide[:, i] for i in range(3))  # type: ignore[index, return-value]  # [B, K, H, W]
+
+
+def _shifted(like: Tensor, short: int, long: int) -> Tensor:
+    """``[3, short, long]``: linear interpolation of ``short`` values to ``long``, read one to the left, in place, one
+    to the right; 0 beyond the ends."""
+    eye = torch.eye(short, dtype=torch.float32, device=like.device)
+    matrix = F.interpolate(eye[None], size=long, mode="linear", align_corners=False)[0]
+    matrix = F.pad(matrix, (1, 1)).to(like.dtype)
+    return torch.stack([matrix[:, i : i + long] for i in range(3)])
