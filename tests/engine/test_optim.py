@@ -10,7 +10,7 @@ import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from zoo.engine.optim import WarmupCosineLR, layer_scales, parameter_groups, undecayed
+from zoo.engine.optim import WarmupCosineLR, WarmupPolyLR, layer_scales, parameter_groups, undecayed
 
 LR, DECAY = 0.1, 0.05
 
@@ -121,10 +121,10 @@ def test_wrong_settings_are_refused(classifier: Any, arguments: dict[str, Any], 
 # -- the schedule -------------------------------------------------------------------------------------------------
 
 
-def _rates(total: int, **arguments: Any) -> list[list[float]]:
+def _rates(total: int, kind: Any = WarmupCosineLR, **arguments: Any) -> list[list[float]]:
     weights = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
     optimizer = torch.optim.SGD([{"params": [weights[0]], "lr": 1.0}, {"params": [weights[1]], "lr": 0.25}])
-    schedule = WarmupCosineLR(optimizer, total, **arguments)
+    schedule = kind(optimizer, total, **arguments)
     rates = []
     for _ in range(total + 3):
         rates.append([g["lr"] for g in optimizer.param_groups])
@@ -153,17 +153,36 @@ def test_cosine_is_torchs() -> None:
         theirs.step()
 
 
-def test_runner_gives_the_length(toy: Any) -> None:
+@pytest.mark.parametrize("power", [1.0, 0.9])
+def test_power_is_torchs(power: float) -> None:
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    theirs = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=12, power=power)
+    rates = _rates(16, WarmupPolyLR, warmup_iters=4, warmup_start=0.5, power=power)
+    assert [r for r, _ in rates[:4]] == pytest.approx([0.5, 0.625, 0.75, 0.875])
+    for ours, _ in rates[4:]:
+        assert ours == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9, abs=1e-12)
+        optimizer.step()
+        theirs.step()
+    assert _rates(8, WarmupPolyLR, min_ratio=0.25, power=power)[8][0] == pytest.approx(0.25)
+    with pytest.raises(ValueError, match="power=0"):
+        _rates(8, WarmupPolyLR, power=0)
+
+
+@pytest.mark.parametrize(
+    "kind, share", [("WarmupCosineLR", (1 + math.cos(math.pi * 9 / 10)) / 2), ("WarmupPolyLR", 1 / 10)]
+)
+def test_runner_gives_the_length(toy: Any, kind: str, share: float) -> None:
     from toy_engine_parts import TraceHook
 
-    runner = toy({"param_scheduler": {"type": "zoo.engine.optim.WarmupCosineLR", "warmup_epochs": 1}})
+    runner = toy({"param_scheduler": {"type": f"zoo.engine.optim.{kind}", "warmup_epochs": 1, "warmup_start": 1e-3}})
     hook = TraceHook()
     runner.register_hook(hook)
     runner.train()
     rates = [line[3] for line in hook.lines]
     assert rates[0] == pytest.approx(0.01 * 1e-3)
     assert rates[5] == pytest.approx(0.01)
-    assert rates[14] == pytest.approx(0.01 * (1 + math.cos(math.pi * 9 / 10)) / 2)
+    assert rates[14] == pytest.approx(0.01 * share)
 
 
 @pytest.mark.parametrize("arguments", [{"warmup_start": 2.0}, {"min_ratio": -1.0}, {"warmup_iters": -1}])

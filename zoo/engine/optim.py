@@ -1,4 +1,4 @@
-"""Parameter groups (layer-wise learning rates, no weight decay where it harms) and the warm-up + cosine schedule."""
+"""Parameter groups (layer-wise learning rates, no weight decay where it harms) and schedules with a warm-up."""
 
 from __future__ import annotations
 
@@ -190,6 +190,42 @@ class WarmupCosineLR(_ParamScheduler):
         super().load_state_dict(state_dict)
         self._global_step -= 1
         self.step()
+
+
+class WarmupPolyLR(WarmupCosineLR):
+    """Linear warm-up, then a power of what is left of the run, set before every iteration (segmentation's schedule).
+
+    The factor is that of :class:`WarmupCosineLR` during the warm-up, and then
+    ``min_ratio + (1 - min_ratio) * (1 - (t - W) / (T - W)) ** power`` (DeepLab, arXiv:1606.00915, section 4.1.1).
+
+    Args:
+        optimizer, total_iters, epoch_length, warmup_epochs, warmup_iters, warmup_start, min_ratio: see
+            :class:`WarmupCosineLR`.
+        power: 1 falls along a line, 0.9 is DeepLab's.
+    """
+
+    def __init__(
+        self,
+        optimizer: Any,
+        total_iters: int,
+        epoch_length: int = 1,
+        warmup_epochs: float = 0.0,
+        warmup_iters: int | None = None,
+        warmup_start: float = 1e-6,
+        min_ratio: float = 0.0,
+        power: float = 1.0,
+    ):
+        if not power > 0:
+            raise ValueError(f"power={power}: accepted are numbers above 0")
+        self.power = power
+        super().__init__(optimizer, total_iters, epoch_length, warmup_epochs, warmup_iters, warmup_start, min_ratio)
+
+    def factor(self, iteration: int) -> float:
+        """What the learning rates are multiplied with at an iteration."""
+        if iteration < self.warmup:
+            return super().factor(iteration)
+        progress = min(1.0, (iteration - self.warmup) / max(1, self.total_iters - self.warmup))
+        return self.min_ratio + (1 - self.min_ratio) * (1 - progress) ** self.power
 
 
 def whole_norm(clip: Any) -> Any:

@@ -34,7 +34,7 @@ from zoo.engine.config import config_text
 from zoo.engine.dataloader import build_dataloader
 from zoo.engine.hooks import CheckpointHook, FiniteLossHook, NonFiniteLossError, diverged
 from zoo.engine.loops import EpochTrainLoop, IterTrainLoop, TestLoop, ValLoop
-from zoo.engine.optim import ParamGroups, WarmupCosineLR, whole_norm
+from zoo.engine.optim import ParamGroups, WarmupCosineLR, WarmupPolyLR, whole_norm
 from zoo.engine.partial import KeepFrozen, freeze, frozen_norms, load_except
 from zoo.engine.state import gradients, rng_state, seed_everything, set_gradients, set_rng_state, undisturbed_rng
 from zoo.engine.strategy import Strategy, is_sharded
@@ -187,11 +187,15 @@ class Runner(mmengine.runner.Runner):
         built: list[Any] = []
         for item in scheduler if isinstance(scheduler, list | tuple) else [scheduler]:
             kind = item.get("type") if isinstance(item, dict) else None
-            if kind in (WarmupCosineLR, "WarmupCosineLR", "zoo.engine.optim.WarmupCosineLR"):
+            names = {
+                n: c for c in (WarmupCosineLR, WarmupPolyLR) for n in (c, c.__name__, f"{c.__module__}.{c.__name__}")
+            }
+            own = names.get(kind)
+            if own is not None:
                 arguments = {k: v for k, v in item.items() if k != "type"}
                 arguments.setdefault("total_iters", self.max_iters)
                 arguments.setdefault("epoch_length", len(self.train_dataloader))
-                built.append(WarmupCosineLR(optim_wrapper, **arguments))
+                built.append(own(optim_wrapper, **arguments))
             else:
                 built += super()._build_param_scheduler(item, optim_wrapper)
         return built
