@@ -10,6 +10,7 @@ _HOMES = {
     "PerClass": "zoo.metrics.per_class",
     "PredictionDump": "zoo.metrics.dump",
     "VocBoxes": "zoo.metrics.voc",
+    "VolumeMetric": "zoo.metrics.volume",
 }
 
 __all__ = sorted(_HOMES)
