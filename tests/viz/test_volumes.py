@@ -61,7 +61,9 @@ def test_directions_are_nibabels():
     array = rng.normal(size=(3, 4, 5))
     for _ in range(20):
         affine = np.eye(4)
-        affine[:3, :3] = np.linalg.qr(rng.normal(size=(3, 3)))[0] * rng.uniform(0.5, 3, 3)
+        axes = np.eye(3)[rng.permutation(3)] * rng.choice([-1, 1], 3)
+        tilt = np.linalg.qr(np.eye(3) + rng.uniform(-0.2, 0.2, (3, 3)))[0]
+        affine[:3, :3] = tilt @ axes * rng.uniform(0.5, 3, 3)
         expected = orientations.apply_orientation(array, orientations.io_orientation(affine))
         assert np.array_equal(to_ras(array, affine), expected)
 

@@ -30,7 +30,7 @@ def to_ras(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 def _directions(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each axis of an array: the axis of RAS+ that it is closest to, each taken once, and 1 or -1 if it is turned."""
+    """For each axis of an array: the axis of RAS+ that it is closest to, each once, and 1 or -1 where it is turned."""
     from scipy.optimize import linear_sum_assignment
 
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)  # [world, array]
