@@ -26,7 +26,7 @@ _ORGANS = (
     ((-0.42, -0.05, 0.15), (0.40, 0.52, 0.52), 105.0),
     ((0.56, 0.28, 0.22), (0.20, 0.30, 0.40), 120.0),
     ((0.40, 0.42, -0.42), (0.17, 0.20, 0.36), 135.0),
-    ((-0.22, -0.50, -0.36), (0.105, 0.13, 0.20), 15.0),
+    ((-0.22, -0.50, -0.36), (0.105, 0.13, 0.20), 0.0),
 )
 _AIR, _FAT, _TISSUE, _BONE = -400.0, -90.0, 45.0, 300.0
 _FINER = 2  # samples along z for each slice
@@ -45,7 +45,7 @@ class Phantom:
         ValueError: an argument is out of range.
     """
 
-    def __init__(self, size: Sequence[int] = (96, 96, 48), *, seed: int = 0, noise: float = 22.0, bias: float = 0.12):
+    def __init__(self, size: Sequence[int] = (96, 96, 48), *, seed: int = 0, noise: float = 18.0, bias: float = 0.12):
         if len(size) != 3 or min(size) < 16:
             raise ValueError(f"size={tuple(size)} must be three numbers of at least 16 voxels")
         if seed < 0 or noise < 0 or not 0 <= bias < 1:
@@ -76,7 +76,7 @@ class Phantom:
         shares = np.zeros((len(_ORGANS), nx, ny, nz), np.float32)
         contrast = rng.normal(1.0, 0.08)
         for k, (centre, radii, brightness) in enumerate(_ORGANS):
-            level = brightness * contrast + rng.normal(0, 6)
+            level = brightness * contrast + rng.normal(0, 5)
             radii_ = np.array(radii) * rng.uniform(0.85, 1.15) * rng.uniform(0.9, 1.1, 3)
             box, distance = _organ(rng, (x, y, z), np.array(centre) + rng.uniform(-0.07, 0.07, 3), radii_)
             inside = _lay(image, box, distance, 1.0, voxel / float(radii_.min()), level)
