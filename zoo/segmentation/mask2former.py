@@ -41,7 +41,8 @@ class Mask2Former(MaskClassifier):
     """From feature maps to classes and masks.
 
     Args:
-        channels: channels of the backbone's maps, from fine (stride 4) to coarse; four at least.
+        channels: channels of the backbone's maps, from fine (stride 4) to coarse; the three coarsest (all but the
+            first, if there are fewer than four) are read by the encoder and the queries.
         num_classes: classes without "no object".
         num_queries: masks that are predicted.
         dim: channels of pixel decoder and queries.
@@ -73,7 +74,8 @@ class Mask2Former(MaskClassifier):
     ):
         super().__init__()
         self.num_classes, self.num_queries = num_classes, num_queries
-        self.pixel_decoder = DeformablePixelDecoder(channels, dim, mask_dim, **(pixel_decoder or {}))
+        levels = {"num_levels": min(3, len(channels) - 1), **(pixel_decoder or {})}
+        self.pixel_decoder = DeformablePixelDecoder(channels, dim, mask_dim, **levels)
         options = {"dim": dim, "num_levels": self.pixel_decoder.num_levels, **(decoder or {})}
         self.decoder = MaskedAttentionDecoder(dim, num_classes, mask_dim, num_queries=num_queries, **options)
 

@@ -8,16 +8,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.registry import MODELS, accepted_arguments, build, resolve
+from zoo.registry import MODELS, build
+from zoo.segmentation.backbone import build_backbone, build_pyramid
 
 
 class MaskSegmenter(nn.Module):
     """Images in, classes and masks out.
 
     Args:
-        backbone: spec of a backbone that gives maps of strides 4 to 32, from fine to coarse: one of the zoo's, timm's
-            through :class:`zoo.backbones.timm.TimmBackbone`, or :class:`zoo.detection.resnet.ResNetBackbone`. It has
-            ``out_channels`` and gives one map for each.
+        backbone: spec of a backbone, see :func:`zoo.segmentation.backbone.build_backbone`; its maps go from fine to
+            coarse. Where all have one stride (plain vision transformers), a
+            :class:`~zoo.segmentation.backbone.SimplePyramid` makes four of them.
         network: spec of a network over them, such as :class:`zoo.segmentation.mask2former.Mask2Former`; it is built
             with ``channels=`` those of the backbone.
         num_classes: classes, in the place of the network's own number.
@@ -37,13 +38,13 @@ class MaskSegmenter(nn.Module):
         backbone_weights: str | os.PathLike[str] | None = None,
     ):
         super().__init__()
-        self.backbone = build(_giving_maps(backbone), MODELS)
-        if getattr(self.backbone, "num_classes", 0):
-            raise ValueError("the backbone has a classifier; a segmenter's gives maps (num_classes=0)")
+        self.backbone = build_backbone(backbone)
+        self.pyramid = build_pyramid(self.backbone, "gn")
+        source: Any = self.backbone if self.pyramid is None else self.pyramid
         if not isinstance(network, nn.Module):
             network = dict(network) if isinstance(network, Mapping) else {"type": network}
             network |= dict(network_options or {}) | ({} if num_classes is None else {"num_classes": num_classes})
-        self.network = build(network, MODELS, channels=tuple(self.backbone.out_channels))
+        self.network = build(network, MODELS, channels=tuple(source.out_channels))
         self.num_classes: int = self.network.num_classes
         if num_classes not in (None, self.num_classes):
             raise ValueError(f"num_classes={num_classes}, but the network has {self.num_classes}")
@@ -54,13 +55,5 @@ class MaskSegmenter(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Any]:
         """Images ``[B, 3, H, W]`` to ``class_logits``, ``mask_logits`` and, in training, ``aux_outputs``."""
-        return self.network(list(self.backbone(images)))
-
-
-def _giving_maps(spec: Any) -> Any:
-    """A spec of one of the zoo's backbones without its classifier; others, and ready modules, stay as they are."""
-    if isinstance(spec, nn.Module):
-        return spec
-    spec = dict(spec) if isinstance(spec, Mapping) else {"type": spec}
-    takes, _ = accepted_arguments(resolve(spec["type"], MODELS))
-    return {"num_classes": 0, **spec} if "num_classes" in takes else spec
+        maps = self.backbone(images)
+        return self.network(list(maps if self.pyramid is None else self.pyramid(maps)))

@@ -1,4 +1,5 @@
-"""Importer of Hugging Face transformers' MaskFormer checkpoints (Apache-2.0), such as facebook/maskformer-swin-base-ade.
+"""Importer of Hugging Face transformers' MaskFormer checkpoints (Apache-2.0), such as
+facebook/maskformer-swin-base-ade.
 
 An entry is transformers' class, its arguments those of the class's config (as in ``config.json``).
 """
