@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -219,16 +220,19 @@ class MonaiSwinUNETR(MonaiNetwork):
         need_monai()
         from monai.networks.nets.swin_unetr import SwinUNETR
 
-        net = SwinUNETR(
-            in_channels=in_chans,
-            out_channels=num_classes,
-            feature_size=feature_size,
-            depths=tuple(depths),
-            num_heads=tuple(num_heads),
-            window_size=window_size,
-            spatial_dims=dims,
-            use_v2=v2,
-        )
+        # it reads numbers back from tensors as it is built, which a device without memory cannot give
+        with torch.device("cpu"):
+            net = SwinUNETR(
+                in_channels=in_chans,
+                out_channels=num_classes,
+                feature_size=feature_size,
+                depths=tuple(depths),
+                num_heads=tuple(num_heads),
+                window_size=window_size,
+                spatial_dims=dims,
+                use_v2=v2,
+            )
+        net = net.to(torch.empty(0).device)
         # five halvings; its deepest instance norm needs more than one place
         super().__init__(net, in_chans, num_classes, dims, (32,) * dims, (64,) * dims)
 

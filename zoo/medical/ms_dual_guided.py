@@ -233,8 +233,8 @@ def guided_losses(
 
     Returns:
         ``ce`` (or the loss given) of the eight predictions; ``semantic``, the squared difference of the stacks' codes,
-        by scale; ``reconstruction``, that of what the semantic modules were given and gave back; and their weighted ``total``.
-        Nothing is detached: guidance pulls both codes.
+        by scale; ``reconstruction``, that of what the semantic modules were given and gave back; and their weighted
+        ``total``. Nothing is detached: guidance pulls both codes.
     """
     codes = outputs["codes"]
     ce = torch.stack([(loss or F.cross_entropy)(logits, target.long()) for logits in outputs["logits"]])
