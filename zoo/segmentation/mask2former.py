@@ -49,6 +49,7 @@ class Mask2Former(MaskClassifier):
         mask_dim: channels of the pixel embeddings.
         pixel_decoder: further arguments of :class:`~zoo.segmentation.pixel_decoder.DeformablePixelDecoder`.
         decoder: further arguments of :class:`~zoo.segmentation.masked_attention_decoder.MaskedAttentionDecoder`.
+        num_points: points at which the network's own criterion compares masks.
     """
 
     #: What takes the dicts among the arguments that have no ``type``; a config is checked by it.
@@ -56,11 +57,6 @@ class Mask2Former(MaskClassifier):
         "pixel_decoder": DeformablePixelDecoder,
         "decoder": MaskedAttentionDecoder,
     }
-    default_criterion: ClassVar[dict[str, Any]] = dict(
-        type="zoo.segmentation.mask_criterion.MaskCriterion",
-        matcher=dict(cost_class=2.0, cost_mask=5.0, cost_dice=5.0),
-        weights=dict(loss_ce=2.0, loss_mask=5.0, loss_dice=5.0),
-    )
 
     def __init__(
         self,
@@ -71,9 +67,17 @@ class Mask2Former(MaskClassifier):
         mask_dim: int = 256,
         pixel_decoder: Mapping[str, Any] | None = None,
         decoder: Mapping[str, Any] | None = None,
+        num_points: int = 12544,
     ):
         super().__init__()
         self.num_classes, self.num_queries = num_classes, num_queries
+        #: of :class:`zoo.segmentation.model.SegmentationModel`, unless it is given another
+        self.default_criterion = dict(
+            type="zoo.segmentation.mask_criterion.MaskCriterion",
+            matcher=dict(cost_class=2.0, cost_mask=5.0, cost_dice=5.0, num_points=num_points),
+            weights=dict(loss_ce=2.0, loss_mask=5.0, loss_dice=5.0),
+            num_points=num_points,
+        )
         levels = {"num_levels": min(3, len(channels) - 1), **(pixel_decoder or {})}
         self.pixel_decoder = DeformablePixelDecoder(channels, dim, mask_dim, **levels)
         options = {"dim": dim, "num_levels": self.pixel_decoder.num_levels, **(decoder or {})}
