@@ -117,10 +117,9 @@ class VolumeDataset(Dataset):
             augment = build_volume_transforms(**augment)
         self.augment = augment if self.training else None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._volumes = _cached(self, float(cache), workers)
-        for number in range(len(self.cases)):
-            if self._is_cached(number):
-                self._entry(number)  # raises what reading it raised
+        from zoo.data.volume_cache import VolumeCache
+
+        self._volumes = VolumeCache(len(self.cases), self.load, float(cache), workers)
         if on_missing_class != "ignore" and split != "test":
             self._check_classes(on_missing_class)
 
@@ -163,7 +162,7 @@ class VolumeDataset(Dataset):
             raise IndexError(f"index {index} is out of range for {len(self)} samples")
         index %= len(self)
         number = index % len(self.cases)
-        entry = self._entry(number)
+        entry = self._volumes[number]
         return self._patch(entry, number, index) if self.training else self._whole(entry, number, index)
 
     # -- reading --------------------------------------------------------------------------------------------------
@@ -184,19 +183,6 @@ class VolumeDataset(Dataset):
             entry["classes"] = np.unique(entry["label"])
         return entry
 
-    def _entry(self, number: int) -> dict[str, Any]:
-        entry = self._volumes[number]
-        if "error" in entry:
-            raise entry["error"]
-        return entry
-
-    def _try_load(self, number: int) -> dict[str, Any]:
-        """As :meth:`load`, an error handed on: what reads for the cache would hide it behind its own."""
-        try:
-            return self.load(number)
-        except (OSError, ValueError, ImportError) as error:
-            return {"error": error}
-
     def _read_label(self, case: VolumeCase) -> Volume:
         label = read_volume(case.label, label=True, **self._read_options)  # type: ignore[arg-type]
         label.data = ids_to_indices(label.data, self.label_ids, label.path, self.classes)
@@ -206,8 +192,8 @@ class VolumeDataset(Dataset):
         """Which classes occur at all: from the cache where everything is there, otherwise from the labels' files."""
         present: set[int] = {0}
         for number, case in enumerate(self.cases):
-            if self._is_cached(number):
-                present.update(self._entry(number)["classes"].tolist())
+            if number < self._volumes.kept:
+                present.update(self._volumes[number]["classes"].tolist())
             else:
                 present.update(np.unique(self._read_label(case).data).tolist())
             if len(present) == len(self.classes):
@@ -223,9 +209,6 @@ class VolumeDataset(Dataset):
                 f"{message}; take other folds (split_seed), remove the class, or go on with on_missing_class='warn'"
             )
         logger.warning(message)
-
-    def _is_cached(self, number: int) -> bool:
-        return number < getattr(self._volumes, "cache_num", 0)
 
     # -- samples --------------------------------------------------------------------------------------------------
 
@@ -364,18 +347,6 @@ def _chosen_cases(
     if not chosen:
         raise ValueError(f"{found.root} has no cases for split {split!r}")
     return chosen
-
-
-def _cached(dataset: VolumeDataset, share: float, workers: int) -> Any:
-    try:
-        from monai.data import CacheDataset
-        from monai.data import Dataset as Plain
-    except ImportError as error:
-        raise ImportError("volumes need MONAI: pip install attnzoo[medical]") from error
-    numbers, load = list(range(len(dataset.cases))), dataset._try_load
-    if not share:
-        return Plain(numbers, load)
-    return CacheDataset(numbers, load, cache_rate=share, num_workers=workers, progress=False, copy_cache=False)
 
 
 def _places(label: np.ndarray) -> dict[int, np.ndarray]:
