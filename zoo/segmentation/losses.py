@@ -24,11 +24,12 @@ class PixelLoss(nn.Module):
     Args:
         num_classes: K.
         ignore_index: the label of pixels that do not count.
+        weight: factor that the criterion's user multiplies the loss by.
     """
 
-    def __init__(self, num_classes: int, ignore_index: int = 255):
+    def __init__(self, num_classes: int, ignore_index: int = 255, weight: float = 1.0):
         super().__init__()
-        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.num_classes, self.ignore_index, self.weight = num_classes, ignore_index, weight
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss; at least one pixel counts."""
@@ -40,7 +41,7 @@ class CrossEntropy(PixelLoss):
     """Mean cross-entropy of the pixels that count.
 
     Args:
-        num_classes, ignore_index: see :class:`PixelLoss`.
+        num_classes, ignore_index, weight: see :class:`PixelLoss`.
         class_weights: one for each class; the mean is weighted by them.
         label_smoothing: share of the target that is spread over all classes.
         hard_threshold: online hard example mining: only pixels count whose class has a lower probability than this ...
@@ -57,12 +58,13 @@ class CrossEntropy(PixelLoss):
         self,
         num_classes: int,
         ignore_index: int = 255,
+        weight: float = 1.0,
         class_weights: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
         hard_threshold: float | None = None,
         hard_min_kept: int | None = None,
     ):
-        super().__init__(num_classes, ignore_index)
+        super().__init__(num_classes, ignore_index, weight)
         if hard_threshold is not None and not 0 < hard_threshold < 1:
             raise ValueError(f"hard_threshold={hard_threshold}: accepted are numbers between 0 and 1")
         if hard_min_kept is not None and hard_min_kept < 1:
@@ -107,7 +109,7 @@ class Dice(PixelLoss):
     """1 - Dice of each class over the batch; classes that the batch does not have count as 0 (V-Net, arXiv:1606.04797).
 
     Args:
-        num_classes, ignore_index: see :class:`PixelLoss`.
+        num_classes, ignore_index, weight: see :class:`PixelLoss`.
         smooth: added to both sides of the fraction.
         log_loss: ``-log(Dice)`` instead.
         class_weights: one for each class.
@@ -117,11 +119,12 @@ class Dice(PixelLoss):
         self,
         num_classes: int,
         ignore_index: int = 255,
+        weight: float = 1.0,
         smooth: float = 0.0,
         log_loss: bool = False,
         class_weights: Sequence[float] | None = None,
     ):
-        super().__init__(num_classes, ignore_index)
+        super().__init__(num_classes, ignore_index, weight)
         from segmentation_models_pytorch.losses import DiceLoss  # takes longer to import than torch
 
         weights = _class_weights(class_weights, num_classes)
@@ -137,13 +140,20 @@ class Focal(PixelLoss):
     """The focal loss of each class against the others, mean of pixels and classes (arXiv:1708.02002, eq. 4 and 5).
 
     Args:
-        num_classes, ignore_index: see :class:`PixelLoss`.
+        num_classes, ignore_index, weight: see :class:`PixelLoss`.
         gamma: exponent of the factor ``1 - p``.
         alpha: weight of a pixel's own class, against 1 - alpha of the others; None for no weights.
     """
 
-    def __init__(self, num_classes: int, ignore_index: int = 255, gamma: float = 2.0, alpha: float | None = None):
-        super().__init__(num_classes, ignore_index)
+    def __init__(
+        self,
+        num_classes: int,
+        ignore_index: int = 255,
+        weight: float = 1.0,
+        gamma: float = 2.0,
+        alpha: float | None = None,
+    ):
+        super().__init__(num_classes, ignore_index, weight)
         from segmentation_models_pytorch.losses import FocalLoss
 
         self.loss = FocalLoss("multiclass", alpha=alpha, gamma=gamma, ignore_index=ignore_index)
@@ -157,12 +167,12 @@ class Lovasz(PixelLoss):
     """The Lovasz-Softmax surrogate of the mean IoU over the classes that are there (arXiv:1705.08790).
 
     Args:
-        num_classes, ignore_index: see :class:`PixelLoss`.
+        num_classes, ignore_index, weight: see :class:`PixelLoss`.
         per_image: mean over the images (those with a pixel that counts) instead of over the batch as a whole.
     """
 
-    def __init__(self, num_classes: int, ignore_index: int = 255, per_image: bool = False):
-        super().__init__(num_classes, ignore_index)
+    def __init__(self, num_classes: int, ignore_index: int = 255, weight: float = 1.0, per_image: bool = False):
+        super().__init__(num_classes, ignore_index, weight)
         from segmentation_models_pytorch.losses import LovaszLoss
 
         self.per_image = per_image
@@ -184,16 +194,16 @@ class Boundary(PixelLoss):
     the CPU, for every class that an image has.
 
     Args:
-        num_classes, ignore_index: see :class:`PixelLoss`. Pixels that do not count have the probability 0, and are
-            outside of every class.
+        num_classes, ignore_index, weight: see :class:`PixelLoss`. Pixels that do not count have the probability 0, and
+            are outside of every class.
         include_background: whether class 0 counts.
 
     Raises:
         ImportError: MONAI is missing, or a version without this loss.
     """
 
-    def __init__(self, num_classes: int, ignore_index: int = 255, include_background: bool = True):
-        super().__init__(num_classes, ignore_index)
+    def __init__(self, num_classes: int, ignore_index: int = 255, weight: float = 1.0, include_background: bool = True):
+        super().__init__(num_classes, ignore_index, weight)
         try:
             from monai.losses import BoundaryLoss
         except ImportError as error:
@@ -239,12 +249,11 @@ class SemanticCriterion(nn.Module):
         self.weights: dict[str, float] = {}
         for spec in specs:
             spec = {"type": spec} if isinstance(spec, str) else dict(spec)
-            weight = float(spec.pop("weight", 1.0))
             name = f"loss_{spec['type'] if isinstance(spec.get('type'), str) else spec['type'].__name__}"
             if name in self.losses:
                 raise ValueError(f"loss: {spec['type']!r} is listed twice")
             self.losses[name] = build(spec, LOSSES, num_classes=num_classes, ignore_index=ignore_index)
-            self.weights[name] = weight
+            self.weights[name] = float(self.losses[name].weight)  # type: ignore[arg-type]
 
     def weight_of(self, name: str) -> float | None:
         """Factor on a loss that :meth:`forward` gives; None for what is only logged."""

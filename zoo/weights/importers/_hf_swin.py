@@ -85,12 +85,11 @@ def swin_config(entry: str, given: Mapping[str, Any], drop_path_rate: float | No
         spec[own] = tuple(value) if isinstance(value, list | tuple) else value
     if drop_path_rate is not None:
         spec["drop_path_rate"] = drop_path_rate
-    return {**spec, "num_classes": 0, "out_indices": _stages(entry, given)}
+    return {**spec, "num_classes": 0, "out_indices": stages(entry, given, len(spec["depths"]))}
 
 
-def _stages(entry: str, given: Mapping[str, Any]) -> tuple[int, ...]:
-    """The stages (from 0) that ``out_features`` ("stage1" ...) or ``out_indices`` (0 is the stem) name."""
-    n = len(given.get("depths", (2, 2, 6, 2)))
+def stages(entry: str, given: Mapping[str, Any], n: int) -> tuple[int, ...]:
+    """The stages (from 0, of n) that ``out_features`` ("stage1" ...) or ``out_indices`` (0 is the stem) name."""
     if given.get("out_features"):
         names = [str(f) for f in given["out_features"]]
         if any(not re.fullmatch(r"stage\d+", f) for f in names):
