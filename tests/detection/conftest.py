@@ -98,7 +98,7 @@ def yolo_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def batch():
-    """``make([(h, w), ...], [[(box, label), ...], ...])``: what a data loader gives."""
+    """``make([(h, w), ...], [[(box, label), ...], ...])``: what a data loader gives; masks are the boxes' areas."""
     from zoo.detection.data_sample import DetDataSample
 
     def make(sizes, objects) -> dict[str, Any]:
@@ -117,7 +117,10 @@ def batch():
                               img_shape=(h, w), ground_truth=truth)
             )  # fmt: skip
             boxes = torch.tensor([b for b, _ in found], dtype=torch.float32).reshape(-1, 4)
-            sample.set_gt(boxes, [label for _, label in found])
+            masks = torch.zeros(len(found), h, w, dtype=torch.bool)
+            for mask, (x0, y0, x1, y1) in zip(masks, boxes.int().tolist()):
+                mask[y0:y1, x0:x1] = True
+            sample.set_gt(boxes, [label for _, label in found], masks)
             samples.append(sample)
         return {"inputs": images, "data_samples": samples}
 

@@ -140,6 +140,9 @@ def test_masks_of_every_kind(coco_folder):
     def change(content):
         content["annotations"][0].update(segmentation=mask_to_rle(mask))
         content["annotations"][0].pop("bbox")
+        for a in content["annotations"][1:]:
+            x, y, w, h = a["bbox"]
+            a["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
 
     dataset = CocoDetection(annotations(coco_folder(change)), with_masks=True)
     gt = dataset[0]["data_samples"].gt_instances

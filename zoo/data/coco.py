@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from zoo.data.detection import DetectionDataset, ObjectTable
+from zoo.data.masks import as_text, compress_masks
 
 
 class AnnotationError(ValueError):
@@ -45,23 +46,50 @@ def read_coco(path: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
-def annotation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """The mask bool ``[height, width]`` of a COCO segmentation: polygons, run lengths, or compressed run lengths.
+def annotation_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """A COCO segmentation (polygons, run lengths, or compressed run lengths) as compressed run lengths, ``counts`` as
+    text; without a polygon of three points they are of an empty mask.
 
     Raises:
-        ValueError: run lengths of another size than the image.
+        ValueError: run lengths of another size than the image, or that do not cover it.
     """
     from faster_coco_eval.core import mask as api
 
     if isinstance(segmentation, Mapping):
         if tuple(segmentation["size"]) != (height, width):
             raise ValueError(f"a mask of size {segmentation['size']} belongs to an image of {height} x {width} pixels")
-        rle = api.frPyObjects(segmentation, height, width) if isinstance(segmentation["counts"], list) else segmentation
-        return api.decode(rle).astype(bool)
-    polygons = [p for p in segmentation or () if len(p) >= 6]
-    if not polygons:
-        return np.zeros((height, width), bool)
-    return api.decode(api.merge(api.frPyObjects(polygons, height, width))).astype(bool)
+        counts = segmentation["counts"]
+        if not isinstance(counts, list):
+            return {"size": [height, width], "counts": as_text(counts)}
+        if sum(counts) != height * width or min(counts, default=0) < 0:
+            raise ValueError(f"run lengths cover {sum(counts)} pixels, but the image has {height} x {width}")
+        rle = api.frPyObjects(segmentation, height, width)
+    else:
+        polygons = [p for p in segmentation or () if len(p) >= 6]
+        if not polygons:
+            return compress_masks(np.zeros((1, height, width), bool))[0]
+        rle = api.merge(api.frPyObjects(polygons, height, width))
+    return {"size": [height, width], "counts": as_text(rle["counts"])}
+
+
+def annotation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """The mask bool ``[height, width]`` of a COCO segmentation: polygons, run lengths, or compressed run lengths.
+
+    Raises:
+        ValueError: run lengths of another size than the image, or that do not cover it.
+    """
+    from faster_coco_eval.core import mask as api
+
+    return api.decode(annotation_rle(segmentation, height, width)).astype(bool)
+
+
+def has_segmentation(segmentation: Any) -> bool:
+    """Whether an annotation says where the object is: run lengths, or at least one polygon of three points."""
+    if isinstance(segmentation, Mapping):
+        return bool(segmentation.get("counts")) and len(segmentation.get("size") or ()) == 2
+    return isinstance(segmentation, Sequence) and any(
+        isinstance(p, Sequence) and len(p) >= 6 and len(p) % 2 == 0 for p in segmentation
+    )
 
 
 def label_table(
@@ -72,7 +100,8 @@ def label_table(
     Args:
         categories: COCO's.
         labels: "contiguous" numbers the categories 0, 1, ... in the order of their ids; "category_id" takes the ids
-            themselves, with unused classes in the gaps, as the checkpoints of the DETR family do.
+            themselves, with unused classes in the gaps, as the checkpoints of the DETR family do; "category_id - 1"
+            begins with id 1, as torchvision's checkpoints do, whose class 0 is the background.
 
     Raises:
         ValueError: an unknown ``labels``, an id that occurs twice or is no number from 0.
@@ -88,8 +117,12 @@ def label_table(
         order = sorted(ids)
     elif labels == "category_id":
         order = list(range(max(ids, default=-1) + 1))
+    elif labels == "category_id - 1":
+        if 0 in ids:
+            raise ValueError("labels='category_id - 1': there is a category of id 0")
+        order = list(range(1, max(ids, default=0) + 1))
     else:
-        raise ValueError(f"labels={labels!r}: accepted are 'contiguous' and 'category_id'")
+        raise ValueError(f"labels={labels!r}: accepted are 'contiguous', 'category_id' and 'category_id - 1'")
     return [names.get(i, f"(no class {i})") for i in order], order, {c: k for k, c in enumerate(order) if c in names}
 
 
@@ -116,14 +149,16 @@ class CocoDetection(DetectionDataset):
         annotations: the JSON file.
         images: folder of the images; by default the one of the usual places that has the first image.
         labels: how category ids become labels, see :func:`label_table`.
-        with_masks: give ``masks`` too.
+        with_masks: give ``masks`` too; every object that is no crowd region must have a segmentation then. Objects
+            whose mask has no pixel (polygons thinner than one) are no targets.
         **common: ``transform``, ``seed``, ``on_error``, ``keep_empty``; see
             :class:`zoo.data.detection.DetectionDataset`.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
         AnnotationError: the file is no such JSON, image ids occur twice, an annotation is of an unknown image or
-            category, or has no box.
+            category, or has no box; with masks also: annotations without a segmentation, or with run lengths of another
+            size than their image.
     """
 
     def __init__(
@@ -150,6 +185,8 @@ class CocoDetection(DetectionDataset):
         for annotation in content["annotations"]:
             entry = _object(path, annotation, by_id, label_of)
             objects[annotation["image_id"]].append(entry)
+        if with_masks:
+            _check_segmentations(path, content["annotations"], by_id)
         records = [
             {
                 "path": os.path.join(images, image["file_name"]),
@@ -161,6 +198,22 @@ class CocoDetection(DetectionDataset):
         ]
         self.annotations = path
         super().__init__(ObjectTable.build(records, with_masks=with_masks), classes, category_ids, **common)
+
+
+def _check_segmentations(path: Path, annotations: Sequence[Mapping[str, Any]], images: Mapping[int, Any]) -> None:
+    without = [a.get("id") for a in annotations if not has_segmentation(a.get("segmentation"))]
+    if without:
+        raise AnnotationError(
+            f"{path}: masks are wanted, but {len(without)} of {len(annotations)} annotations have no segmentation "
+            f"(none, or no polygon of three points): ids {', '.join(map(repr, without[:10]))}{' ...' if without[10:] else ''}"
+        )
+    for a in annotations:
+        size = (images[a["image_id"]].get("height"), images[a["image_id"]].get("width"))
+        if isinstance(a["segmentation"], Mapping) and all(size) and tuple(a["segmentation"]["size"]) != size:
+            raise AnnotationError(
+                f"{path}: annotation {a.get('id')!r} has a mask of size {list(a['segmentation']['size'])}, but image "
+                f"{a['image_id']!r} is {list(size)} (height, width)"
+            )
 
 
 def _images_by_id(path: Path, images: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
@@ -193,9 +246,23 @@ def _object(
         "box": box,
         "label": label_of[annotation["category_id"]],
         "crowd": bool(annotation.get("iscrowd", 0)),
-        "area": annotation.get("area"),
+        "area": annotation.get("area") if annotation.get("area") is not None else _mask_area(annotation, images),
         "segmentation": segmentation,
     }
+
+
+def _mask_area(annotation: Mapping[str, Any], images: Mapping[int, Any]) -> float | None:
+    """Pixels of an annotation's mask; None where there is none, or the image's size is not annotated."""
+    from faster_coco_eval.core import mask as api
+
+    image = images[annotation["image_id"]]
+    size = (image.get("height"), image.get("width"))
+    if not has_segmentation(annotation.get("segmentation")) or not all(size):
+        return None
+    try:
+        return float(api.area(annotation_rle(annotation["segmentation"], *size)))
+    except ValueError:  # reported where masks are wanted
+        return None
 
 
 def box_of_mask(mask: np.ndarray) -> list[float]:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from zoo.data.base import sample_seed, to_tensor
 from zoo.data.loading import ImageReadError, read_image
+from zoo.data.masks import decode_masks
 from zoo.detection.data_sample import DetDataSample
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ class ObjectTable:
         labels: int64 ``[N]``.
         crowd: bool ``[N]``: a region of many objects, or one that is not to be counted.
         areas: float64 ``[N]``, of masks where there are any.
-        segments: what the annotations say of the masks, a list of N; None without masks.
+        segments: what the annotations say of the masks (COCO's polygons or run lengths), a list of N; None without
+            masks.
         relative: boxes and areas are shares of the image's sides and of its area.
     """
 
@@ -246,16 +248,33 @@ class DetectionDataset(Dataset):
         return [str(self.table.paths[i]) for i in self._unreadable.nonzero().flatten().tolist()]
 
     def ground_truth(self, index: int, size: tuple[int, int]) -> dict[str, Any]:
-        """What metrics compare with: boxes (x, y, w, h), labels, areas and crowd of image ``index``, as annotated."""
+        """What metrics compare with: boxes (x, y, w, h), labels, areas and crowd of image ``index``, as annotated, and
+        with masks their ``segmentations`` as compressed run lengths.
+
+        Raises:
+            ValueError: run lengths of another size than the image; the message names the file.
+        """
         i = int(self._indices[index])
         rows = self.table.rows(i)
         boxes, areas = self.table.in_pixels(i, *size)
+        masks: dict[str, Any] = {}
+        if self.table.segments is not None:
+            masks["segmentations"] = [self._run_lengths(index, s, size) for s in self.table.segments[rows]]
         return {
+            **masks,
             "boxes": boxes.tolist(),
             "labels": self.table.labels[rows].tolist(),
             "areas": areas.tolist(),
             "crowd": self.table.crowd[rows].astype(int).tolist(),
         }
+
+    def _run_lengths(self, index: int, segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
+        from zoo.data.coco import annotation_rle
+
+        try:
+            return annotation_rle(segmentation, *size)
+        except ValueError as error:
+            raise ValueError(f"{self.path_of(index)!r}: {error}") from None
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -286,13 +305,14 @@ class DetectionDataset(Dataset):
         raw, _ = self.table.in_pixels(i, height, width)
         boxes, usable = clip_boxes(raw, height, width)
         usable &= ~self.table.crowd[rows]
-        boxes, labels, masks = boxes[usable], self.table.labels[rows][usable], None
-        if self.table.segments is not None:
-            from zoo.data.coco import annotation_mask
-
-            wanted = [s for s, use in zip(self.table.segments[rows], usable) if use]
-            masks = np.array([annotation_mask(s, height, width) for s in wanted], bool).reshape(-1, height, width)
         truth = self.ground_truth(index, (height, width))
+        masks: np.ndarray | None = None
+        if self.table.segments is not None:
+            masks = decode_masks([s for s, use in zip(truth["segmentations"], usable) if use], height, width)
+            seen = masks.any((1, 2))  # a polygon thinner than a pixel has none
+            usable[np.flatnonzero(usable)[~seen]] = False
+            masks = masks[seen]
+        boxes, labels = boxes[usable], self.table.labels[rows][usable]
         if self.transform is not None:
             seed = sample_seed(self.seed, self.epoch, index)
             try:
@@ -303,6 +323,9 @@ class DetectionDataset(Dataset):
                     f"{type(error).__name__}: {error}"
                 ) from error
             image, boxes, labels, masks = (done[k] for k in ("image", "boxes", "labels", "masks"))
+            if masks is not None:  # a crop may leave a corner of a box, and nothing of the object
+                seen = masks.any((1, 2))
+                boxes, labels, masks = boxes[seen], labels[seen], masks[seen]
         sample = DetDataSample(
             metainfo={
                 "img_path": self.path_of(index),

@@ -5,6 +5,7 @@ Format: T.-Y. Lin et al., "Microsoft COCO: Common Objects in Context", https://c
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -26,6 +27,45 @@ def mask_to_rle(mask: np.ndarray) -> dict[str, Any]:
     if flat.size and flat[0]:
         counts.insert(0, 0)
     return {"size": [int(n) for n in mask.shape], "counts": counts}
+
+
+def compress_masks(masks: np.ndarray) -> list[dict[str, Any]]:
+    """Binary masks ``[N, H, W]`` -> COCO's compressed run lengths, with ``counts`` as text, which JSON can hold.
+
+    Raises:
+        ValueError: another number of dimensions.
+    """
+    from faster_coco_eval.core import mask as api
+
+    masks = np.asarray(masks)
+    if masks.ndim != 3:
+        raise ValueError(f"masks have shape {masks.shape}; accepted is [N, H, W]")
+    if not len(masks):
+        return []
+    runs = api.encode(np.asfortranarray(masks.astype(np.uint8, copy=False).transpose(1, 2, 0)))
+    return [{"size": [int(n) for n in r["size"]], "counts": as_text(r["counts"])} for r in runs]
+
+
+def decode_masks(runs: Sequence[Mapping[str, Any]], height: int, width: int) -> np.ndarray:
+    """Compressed run lengths of one size -> bool ``[N, height, width]``.
+
+    Raises:
+        ValueError: run lengths of another size.
+    """
+    from faster_coco_eval.core import mask as api
+
+    for run in runs:
+        if tuple(run["size"]) != (height, width):
+            raise ValueError(f"a mask of size {list(run['size'])} belongs to an image of {height} x {width} pixels")
+    if not runs:
+        return np.zeros((0, height, width), bool)
+    decoded = api.decode([dict(r) for r in runs])  # [height, width, N]
+    return np.ascontiguousarray(decoded.transpose(2, 0, 1)).astype(bool)
+
+
+def as_text(counts: Any) -> Any:
+    """Compressed run lengths as text, whether they are bytes or text; others as they are."""
+    return counts.decode("ascii") if isinstance(counts, bytes) else counts
 
 
 def rle_to_mask(rle: dict[str, Any]) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Mask R-CNN and Faster R-CNN over any backbone's maps, made of torchvision's parts.
 
 Mask R-CNN (arXiv:1703.06870), Faster R-CNN (arXiv:1506.01497), Feature Pyramid Networks (arXiv:1612.03144). Proposals,
-regions' features, heads, sampling and losses are torchvision's (BSD-3-Clause); on a ResNet with the same weights outputs
-and losses are those of its ``maskrcnn_resnet50_fpn``. Here classes count from 0 and the background is none of them;
+regions' features, heads, sampling and losses are torchvision's (BSD-3-Clause); on a ResNet with the same weights
+outputs and losses are those of its ``maskrcnn_resnet50_fpn``. Here classes count from 0, without the background;
 torchvision's are one higher.
 """
 

@@ -38,9 +38,7 @@ class RetinaNet(nn.Module):
     #: What takes the dict among the arguments that has no ``type``; a config is checked by it.
     config_parts: ClassVar[dict[str, Any]] = {"neck": FPN}
 
-    default_postprocess: ClassVar[dict[str, Any]] = dict(
-        type="zoo.detection.relationnetpp.dense_detections", score_threshold=0.05
-    )
+    default_postprocess: ClassVar[dict[str, Any]] = dict(type="zoo.detection.relationnetpp.dense_detections")
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ from typing import Any
 _HOMES = {
     "Accuracy": "zoo.metrics.accuracy",
     "CocoBoxes": "zoo.metrics.coco",
+    "CocoMasks": "zoo.metrics.coco_masks",
     "ConfusionMatrix": "zoo.metrics.confusion",
     "PerClass": "zoo.metrics.per_class",
     "PredictionDump": "zoo.metrics.dump",

@@ -68,15 +68,20 @@ def evaluate_boxes(truth: Mapping[str, Any], predictions: Sequence[Mapping[str, 
     Raises:
         ValueError: a prediction is of an unknown image or category, or is not four finite numbers and a finite score.
     """
+    check_predictions(truth, predictions)
+    return run_protocol(truth, predictions, "bbox")
+
+
+def run_protocol(truth: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]], iou_type: str) -> CocoResult:
+    """The numbers of checked predictions; ``iou_type`` is "bbox" or "segm"."""
     from faster_coco_eval import COCO, COCOeval_faster
 
-    check_predictions(truth, predictions)
     reference = COCO(dict(truth))
     if not predictions:
         found = COCO({"images": list(truth["images"]), "annotations": [], "categories": list(truth["categories"])})
     else:
         found = reference.loadRes([dict(p) for p in predictions])
-    run = COCOeval_faster(reference, found, iouType="bbox", print_function=lambda *_: None)
+    run = COCOeval_faster(reference, found, iouType=iou_type, print_function=lambda *_: None)
     run.evaluate()
     run.accumulate()
     run.summarize()
@@ -254,9 +259,13 @@ class CocoBoxes(BaseMetric):
                     int(sample["img_id"]),
                     {"id": int(sample["img_id"]), "height": int(height), "width": int(width)},
                     sample["ground_truth"],
-                    (boxes[:n], scores[:n], labels[:n].astype(int)),
+                    (boxes[:n], scores[:n], labels[:n].astype(int), *self.more_of(sample, n)),
                 )
             )
+
+    def more_of(self, sample: Mapping[str, Any], count: int) -> tuple[Any, ...]:
+        """What else a subclass keeps of the best ``count`` predictions of a sample."""
+        return ()
 
     def evaluate(self, size: int) -> dict[str, float]:
         """Metrics of all processes together; an image that a sampler gave twice counts once."""
@@ -278,6 +287,10 @@ class CocoBoxes(BaseMetric):
         ids = list(meta.get("category_ids") or range(len(meta["classes"])))
         truth = coco_truth([(image, gt) for _, image, gt, _ in results], list(meta["classes"]), ids)
         predictions = [p for number, _, _, found in results for p in coco_predictions(number, found, ids)]
+        return self.evaluate_all(truth, predictions)
+
+    def evaluate_all(self, truth: dict[str, Any], predictions: list[dict[str, Any]]) -> dict[str, float]:
+        """The metrics, and the report where one is wanted."""
         self.result = evaluate_boxes(truth, predictions)
         if self.out_dir is not None and dist.is_main_process():
             write_report(self.out_dir, truth, predictions, self.result, score=self.confusion_score)
@@ -292,7 +305,8 @@ def coco_truth(
     annotations: list[dict[str, Any]] = []
     for image, gt in images:
         listed.append(dict(image))
-        for box, label, area, crowd in zip(gt["boxes"], gt["labels"], gt["areas"], gt["crowd"]):
+        masks = [{"segmentation": s} for s in gt["segmentations"]] if "segmentations" in gt else [{}] * len(gt["boxes"])
+        for box, label, area, crowd, mask in zip(gt["boxes"], gt["labels"], gt["areas"], gt["crowd"], masks):
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -301,18 +315,22 @@ def coco_truth(
                     "bbox": [float(v) for v in box],
                     "area": float(area),
                     "iscrowd": int(crowd),
+                    **mask,
                 }
             )
     categories = [{"id": int(i), "name": str(n)} for i, n in zip(ids, classes)]
     return {"images": listed, "annotations": annotations, "categories": categories}
 
 
-def coco_predictions(image_id: int, found: tuple[Any, Any, Any], ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Entries of a results file from boxes ``[N, 4]`` (corners), scores ``[N]`` and labels ``[N]``."""
+def coco_predictions(image_id: int, found: Sequence[Any], ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Entries of a results file from boxes ``[N, 4]`` (corners), scores ``[N]``, labels ``[N]`` and, where there is a
+    fourth, masks as compressed run lengths."""
     entries = []
-    for (x0, y0, x1, y1), score, label in zip(*(np.asarray(v, np.float64).tolist() for v in found)):
+    for (x0, y0, x1, y1), score, label in zip(*(np.asarray(v, np.float64).tolist() for v in found[:3])):
         box = [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)]
         entries.append({"image_id": image_id, "category_id": int(ids[int(label)]), "bbox": box, "score": score})
+    for entry, segmentation in zip(entries, found[3] if len(found) > 3 else ()):
+        entry["segmentation"] = segmentation
     return entries
 
 
@@ -324,18 +342,24 @@ def write_report(
     *,
     score: float = 0.3,
 ) -> None:
-    """Write predictions, tables and plots of an evaluation into a folder."""
+    """Write predictions, tables and plots of an evaluation of boxes into a folder."""
     from zoo.viz.confusion import save_confusion
-    from zoo.viz.detection import save_precision_recall
 
     write_file(out_dir / "predictions.json", json.dumps(list(predictions)))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [f.name for f in fields(ClassAP)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in result.classes)
-    write_file(out_dir / "per_class.csv", text.getvalue())
+    write_classes(out_dir, result)
     names = [*(str(c.get("name", c["id"])) for c in truth["categories"]), "(none)"]
     counts = confusion_counts(truth, predictions, score=score)
     write_file(out_dir / "confusion.json", json.dumps({"classes": names, "matrix": counts.tolist(), "score": score}))
     save_confusion(counts, names, out_dir / "confusion.png")
-    save_precision_recall(result, out_dir / "precision_recall.png")
+
+
+def write_classes(out_dir: Path, result: CocoResult, suffix: str = "") -> None:
+    """Write the table ``per_class.csv`` and the curves ``precision_recall.png`` (with ``suffix`` in their names)."""
+    from zoo.viz.detection import save_precision_recall
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [f.name for f in fields(ClassAP)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in result.classes)
+    write_file(out_dir / f"per_class{suffix}.csv", text.getvalue())
+    save_precision_recall(result, out_dir / f"precision_recall{suffix}.png")

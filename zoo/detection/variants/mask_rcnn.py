@@ -10,16 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 from zoo.detection.detector import Detector
-from zoo.detection.variants._parts import INPUT_SIZE, NANO_SIZE
+from zoo.detection.variants._parts import INPUT_SIZE, NANO_SIZE, nano_backbone
 from zoo.registry import register_model, variant
 
 _NETWORK = "zoo.detection.mask_rcnn.MaskRCNN"
-#: for images of 128 pixels with objects of 12 to 90
+#: for images of 128 pixels with objects of 12 to 90; further levels have hardly a place in them
 _SMALL = dict(
     num_classes=8,
     dim=64,
-    strides=(4, 8, 16, 32),
-    anchor_sizes=(12, 24, 48, 80),
     canonical_scale=112,
     rpn_candidates=(300, 200),
     rpn_proposals=(200, 100),
@@ -32,6 +30,10 @@ _SMALL = dict(
 
 def _rcnn(backbone: dict[str, Any], **network: Any) -> dict[str, Any]:
     return dict(backbone=backbone, network=dict(type=_NETWORK, **network))
+
+
+def _nano_maps() -> dict[str, Any]:
+    return {**nano_backbone(), "out_indices": (1, 2, 3, 4)}
 
 
 def _torchvision(**options: Any) -> dict[str, Any]:
@@ -139,8 +141,20 @@ def mask_rcnn_agent_swin_small() -> dict[str, Any]:
 @register_model(task="detection", family="mask_rcnn", input_size=NANO_SIZE, masks=True)
 @variant(Detector)
 def mask_rcnn_nano() -> dict[str, Any]:
-    """For generated shapes: DaViT-nano with three maps, 1.6 M parameters."""
-    return _rcnn(dict(type="davit_nano", norm_outputs=True), **_SMALL)
+    """For generated shapes: a small ResNet with maps of stride 4 to 32, anchors of 8 to 80 pixels."""
+    return _rcnn(_nano_maps(), strides=(4, 8, 16, 32, 64), anchor_sizes=(8, 16, 32, 56, 80), **_SMALL)
+
+
+@register_model(task="detection", family="mask_rcnn", input_size=NANO_SIZE, masks=True)
+@variant(Detector)
+def mask_rcnn_davit_nano() -> dict[str, Any]:
+    """For generated shapes: DaViT-nano with its three maps."""
+    return _rcnn(
+        dict(type="davit_nano", norm_outputs=True),
+        strides=(4, 8, 16, 32),
+        anchor_sizes=(12, 24, 48, 80),
+        **_SMALL,
+    )
 
 
 @register_model(task="detection", family="faster_rcnn", input_size=INPUT_SIZE)
@@ -160,5 +174,5 @@ def faster_rcnn_davit_tiny() -> dict[str, Any]:
 @register_model(task="detection", family="faster_rcnn", input_size=NANO_SIZE)
 @variant(Detector)
 def faster_rcnn_nano() -> dict[str, Any]:
-    """For generated shapes: DaViT-nano with three maps."""
-    return _rcnn(dict(type="davit_nano", norm_outputs=True), masks=False, **_SMALL)
+    """For generated shapes: a small ResNet with maps of stride 4 to 32, anchors of 8 to 80 pixels."""
+    return _rcnn(_nano_maps(), masks=False, strides=(4, 8, 16, 32, 64), anchor_sizes=(8, 16, 32, 56, 80), **_SMALL)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from zoo.detection.detector import Detector
-from zoo.detection.variants._parts import INPUT_SIZE, NANO_SIZE, resnet
+from zoo.detection.variants._parts import INPUT_SIZE, NANO_SIZE, nano_backbone, resnet
 from zoo.registry import register_model, variant
 
 _NETWORK = "zoo.detection.retinanet.RetinaNet"
@@ -97,9 +97,9 @@ def retinanet_agent_pvt_large() -> dict[str, Any]:
 @register_model(task="detection", family="retinanet", input_size=NANO_SIZE)
 @variant(Detector)
 def retinanet_nano() -> dict[str, Any]:
-    """For generated shapes: DaViT-nano, levels of stride 8 to 32, anchors from 16 pixels on."""
+    """For generated shapes: a small ResNet, levels of stride 8 to 32, anchors from 16 pixels on."""
     return _retinanet(
-        dict(type="davit_nano", norm_outputs=True, out_indices=(1, 2)),
+        nano_backbone(),
         num_classes=8,
         dim=64,
         strides=(8, 16, 32),
