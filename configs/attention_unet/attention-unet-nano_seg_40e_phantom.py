@@ -1,0 +1,20 @@
+"""Attention U-Net on slices of generated abdomens, 40 epochs.
+
+Command:   zoo train attention-unet-nano_seg_40e_phantom
+Hardware:  1 CPU core
+Time:      see docs/benchmarks/medical_training.csv, where this recipe is trained by the clock
+Score:     none recorded for this schedule; `make bench-medical` trains the same recipe for a given time
+"""
+
+from mmengine.config import read_base
+
+from zoo.medical.model import VolumeSegmenter
+from zoo.medical.variants.attention_unet import attention_unet_nano
+
+with read_base():
+    from .._base_.default_runtime import *
+    from .._base_.phantom import *
+    from .._base_.schedule_phantom import *
+
+model = dict(type=VolumeSegmenter, network=dict(type=attention_unet_nano), num_classes=5, window_batch=16)
+default_hooks["checkpoint"].update(save_best="volume/dice")

@@ -1,0 +1,20 @@
+"""Multi-scale attention U-Net on slices of generated abdomens, 40 epochs.
+
+Command:   zoo train deep-supervised-unet-nano_seg_40e_phantom
+Hardware:  1 CPU core
+Time:      not measured
+Score:     none recorded for this schedule; `make bench-medical` trains the same recipe for a given time
+"""
+
+from mmengine.config import read_base
+
+from zoo.medical.model import VolumeSegmenter
+from zoo.medical.variants.turbolift import deep_supervised_unet_nano
+
+with read_base():
+    from .._base_.default_runtime import *
+    from .._base_.phantom import *
+    from .._base_.schedule_phantom import *
+
+model = dict(type=VolumeSegmenter, network=dict(type=deep_supervised_unet_nano), num_classes=5, window_batch=16)
+default_hooks["checkpoint"].update(save_best="volume/dice")
