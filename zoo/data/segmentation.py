@@ -13,9 +13,11 @@ import torch
 from torch.utils.data import Dataset
 
 from zoo.data.base import sample_seed, to_tensor
+from zoo.data.coco import box_of_mask
 from zoo.data.detection import split_indices
 from zoo.data.label_maps import MaskError
 from zoo.data.loading import ImageReadError, read_image
+from zoo.data.masks import compress_masks
 from zoo.data.segmentation_transforms import Maps, SegmentationPipeline
 from zoo.segmentation.data_sample import SegDataSample
 
@@ -225,6 +227,9 @@ class SegmentationDataset(Dataset):
                     f"the transform failed on {self.path_of(index)!r} ({height} x {width} pixels): "
                     f"{type(error).__name__}: {error}"
                 ) from error
+        truth = known.ground_truth
+        if not truth and maps.segments is not None and self.wants("instance") and pipeline_keeps_maps(self.transform):
+            truth = instance_truth(maps.segments, known.infos)
         row = int(self._indices[index])
         sample = SegDataSample(
             metainfo={
@@ -233,7 +238,7 @@ class SegmentationDataset(Dataset):
                 "sample_idx": index,
                 "ori_shape": (height, width),
                 "img_shape": image.shape[:2],
-                "ground_truth": known.ground_truth,
+                "ground_truth": truth,
             }
         )
         if maps.semantic is not None and self.wants("semantic"):
@@ -257,6 +262,20 @@ class SegmentationDataset(Dataset):
             numbers = np.array([i["id"] for i in objects], np.int64).reshape(-1, 1, 1)
             labels = torch.tensor([i["label"] for i in objects], dtype=torch.int64)
             sample.set_instances(torch.from_numpy(ids[None] == numbers), labels)
+
+
+def instance_truth(ids: np.ndarray, infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What :class:`zoo.metrics.coco_masks.CocoMasks` compares with: boxes (x, y, w, h), labels, areas, crowd and masks
+    (run lengths) of the things among the segments ``[H, W]``."""
+    things = [i for i in infos if i["is_thing"] and (ids == i["id"]).any()]
+    masks = ids[None] == np.array([i["id"] for i in things], np.int64).reshape(-1, 1, 1)
+    return {
+        "boxes": [box_of_mask(m) for m in masks],
+        "labels": [int(i["label"]) for i in things],
+        "areas": [float(m.sum()) for m in masks],
+        "crowd": [int(bool(i.get("is_crowd"))) for i in things],
+        "segmentations": compress_masks(masks),
+    }
 
 
 def check_size(value: np.ndarray | None, size: tuple[int, int], name: str, image: str) -> None:

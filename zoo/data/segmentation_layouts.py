@@ -36,16 +36,19 @@ class Ade20k(MaskFolder):
     """
 
     def __init__(self, root: str | os.PathLike, split: str = "train", **common: Any):
-        name = _split(split, {"train": "training", "val": "validation"})
-        root = Path(root)
-        super().__init__(
-            root / "images" / name,
-            root / "annotations" / name,
-            ADE_CLASSES,
+        super().__init__(**self.arguments(root, split), **common)
+
+    @staticmethod
+    def arguments(root: str | os.PathLike, split: str) -> dict[str, Any]:
+        """What a :class:`MaskFolder` of this split is made with."""
+        name, root = _split(split, {"train": "training", "val": "validation"}), Path(root)
+        return dict(
+            images=root / "images" / name,
+            masks=root / "annotations" / name,
+            classes=ADE_CLASSES,
             palette=ADE_COLOURS,
             reduce_zero_label=True,
             mask_suffix="",
-            **common,
         )
 
 
@@ -65,16 +68,20 @@ class Cityscapes(MaskFolder):
     """
 
     def __init__(self, root: str | os.PathLike, split: str = "train", **common: Any):
+        super().__init__(**self.arguments(root, split), **common)
+
+    @staticmethod
+    def arguments(root: str | os.PathLike, split: str) -> dict[str, Any]:
+        """What a :class:`MaskFolder` of this split is made with."""
         name, root = _split(split, {"train": "train", "val": "val"}), Path(root)
-        super().__init__(
-            root / "leftImg8bit" / name,
-            root / "gtFine" / name,
-            CITYSCAPES_CLASSES,
+        return dict(
+            images=root / "leftImg8bit" / name,
+            masks=root / "gtFine" / name,
+            classes=CITYSCAPES_CLASSES,
             palette=CITYSCAPES_COLOURS,
             label_map={number: CITYSCAPES_IDS.get(number, 255) for number in range(34)},
             image_suffix="_leftImg8bit",
             mask_suffix="_gtFine_labelIds",
-            **common,
         )
 
 
@@ -96,19 +103,23 @@ class VocSegmentation(MaskFolder):
     def __init__(
         self, root: str | os.PathLike, split: str = "train", *, masks: str = "SegmentationClass", **common: Any
     ):
+        super().__init__(**{**self.arguments(root, split), "masks": Path(root) / masks}, **common)
+
+    @staticmethod
+    def arguments(root: str | os.PathLike, split: str) -> dict[str, Any]:
+        """What a :class:`MaskFolder` of this split is made with."""
         root = Path(root)
         listed = root / "ImageSets" / "Segmentation" / f"{split}.txt"
         if not listed.is_file():
             raise FileNotFoundError(f"there is no list {str(listed)!r} of split={split!r}")
-        super().__init__(
-            root / "JPEGImages",
-            root / masks,
-            VOC_CLASSES,
+        return dict(
+            images=root / "JPEGImages",
+            masks=root / "SegmentationClass",
+            classes=VOC_CLASSES,
             names=listed,
             palette=voc_colours(len(VOC_CLASSES)),
             mask_palette=voc_colours(),
             mask_suffix="",
-            **common,
         )
 
 

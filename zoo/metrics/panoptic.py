@@ -2,7 +2,7 @@
 
 A. Kirillov et al., "Panoptic Segmentation", CVPR 2019 (arXiv:1801.00868), section 4: a predicted and a true segment of
 one class match when their IoU is above one half. With TP matched pairs, FP predicted and FN true segments left over,
-PQ = (sum of the pairs' IoU) / (TP + FP / 2 + FN / 2), SQ the mean IoU of the pairs and RQ = TP / (TP + FP / 2 + FN / 2).
+N = TP + FP / 2 + FN / 2: PQ is the sum of the pairs' IoU over N, SQ their mean IoU and RQ = TP / N.
 Void and crowds as in the reference implementation of that paper (panopticapi):
 
 - pixels that are void in the truth are taken out of a predicted segment before its IoU is computed;
@@ -53,8 +53,8 @@ def panoptic_counts(
         raise ValueError(
             f"{name}: the prediction has shape {predicted.shape}, the truth {truth.shape}; the same [H, W] is needed"
         )
-    found_ids, found = np.unique(predicted, return_inverse=True)
-    real_ids, real = np.unique(truth, return_inverse=True)
+    found_ids, found = _compact(predicted)
+    real_ids, real = _compact(truth)
     found_info = _described(found_ids, predicted_segments, num_classes, f"{name}: the prediction", strict=True)
     real_info = _described(real_ids, true_segments, num_classes, f"{name}: the truth", strict=False)
     width = len(found_ids)
@@ -81,7 +81,7 @@ def panoptic_counts(
         at = position.get(int(segment["id"]))
         if segment.get("is_crowd"):
             crowds[int(segment["label"])] = -1 if at is None else at
-        elif at is not None and at not in matched_real:
+        elif at is None or at not in matched_real:
             counts[int(segment["label"])] += (0, 0, 0, 1)
     for j, info in enumerate(found_info):
         if info is None or j in matched_found:
@@ -93,6 +93,18 @@ def panoptic_counts(
         if outside / found_area[j] <= 0.5:
             counts[label] += (0, 0, 1, 0)
     return counts
+
+
+def _compact(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers that occur, ascending, and the place of each pixel's number among them ``[H, W]``."""
+    if ids.size and int(ids.min()) >= 0 and int(ids.max()) < 1 << 24:  # by a table, where sorting would be slower
+        counts = np.bincount(ids.ravel())
+        present = np.flatnonzero(counts)
+        table = np.zeros(len(counts), np.int64)
+        table[present] = np.arange(len(present))
+        return present, table[ids]
+    present, inverse = np.unique(ids, return_inverse=True)
+    return present, inverse.reshape(ids.shape)
 
 
 def _described(
