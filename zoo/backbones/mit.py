@@ -130,42 +130,42 @@ class MixTransformer(HybridPyramid):
 _LARGE = dict(embed_dims=(64, 128, 320, 512))
 
 
-@register_model(task="classification", family="segformer", input_size=224)
+@register_model(task="classification", family="mit", input_size=224)
 @variant(MixTransformer)
 def mit_b0() -> dict[str, Any]:
     """MiT-B0, 3.6 M parameters."""
     return {}
 
 
-@register_model(task="classification", family="segformer", input_size=224)
+@register_model(task="classification", family="mit", input_size=224)
 @variant(MixTransformer)
 def mit_b1() -> dict[str, Any]:
     """MiT-B1, 13.7 M parameters."""
     return dict(_LARGE)
 
 
-@register_model(task="classification", family="segformer", input_size=224)
+@register_model(task="classification", family="mit", input_size=224)
 @variant(MixTransformer)
 def mit_b2() -> dict[str, Any]:
     """MiT-B2, 24.7 M parameters."""
     return dict(_LARGE, depths=(3, 4, 6, 3))
 
 
-@register_model(task="classification", family="segformer", input_size=224)
+@register_model(task="classification", family="mit", input_size=224)
 @variant(MixTransformer)
 def mit_b3() -> dict[str, Any]:
     """MiT-B3, 44.6 M parameters."""
     return dict(_LARGE, depths=(3, 4, 18, 3))
 
 
-@register_model(task="classification", family="segformer", input_size=224)
+@register_model(task="classification", family="mit", input_size=224)
 @variant(MixTransformer)
 def mit_b4() -> dict[str, Any]:
     """MiT-B4, 61.4 M parameters."""
     return dict(_LARGE, depths=(3, 8, 27, 3))
 
 
-@register_model(task="classification", family="segformer", input_size=224)
+@register_model(task="classification", family="mit", input_size=224)
 @variant(MixTransformer)
 def mit_b5() -> dict[str, Any]:
     """MiT-B5, 82.0 M parameters."""

@@ -8,19 +8,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.registry import Registry, build, resolve
+from zoo.registry import MODELS, UnknownNameError, build, did_you_mean, resolve
 from zoo.segmentation.backbone import build_backbone, build_pyramid
-from zoo.segmentation.fcn import FCNHead
 from zoo.segmentation.layers import SegmentationHead
-from zoo.segmentation.segformer import SegFormerHead
-from zoo.segmentation.semantic_fpn import SemanticFPNHead
-from zoo.segmentation.upernet import UPerNetHead
 
-HEADS = Registry("segmentation head", ())
-HEADS.register(UPerNetHead, name="upernet")
-HEADS.register(SemanticFPNHead, name="semantic_fpn")
-HEADS.register(SegFormerHead, name="segformer")
-HEADS.register(FCNHead, name="fcn")
+#: name -> class; a path, so that only the head is imported that is used
+HEADS = {
+    "upernet": "zoo.segmentation.upernet.UPerNetHead",
+    "semantic_fpn": "zoo.segmentation.semantic_fpn.SemanticFPNHead",
+    "segformer": "zoo.segmentation.segformer.SegFormerHead",
+    "fcn": "zoo.segmentation.fcn.FCNHead",
+}
 
 
 class Segmenter(nn.Module):
@@ -69,9 +67,9 @@ class Segmenter(nn.Module):
         source: Any = self.backbone if self.pyramid is None else self.pyramid
         known: dict[str, Any] = {"channels": tuple(source.out_channels), "strides": tuple(source.strides)}
         known["num_classes"] = self.num_classes
-        kind: Any = resolve(spec["type"], HEADS)
+        kind: Any = head_class(spec.get("type"))
         given = {k: known[k] for k in getattr(kind, "takes", SegmentationHead.takes)}
-        return build({**spec, "type": kind}, HEADS, norm=norm, **given)
+        return build({**spec, "type": kind}, MODELS, norm=norm, **given)
 
     def forward_maps(self, images: Tensor) -> Sequence[Tensor]:
         """The maps that the heads read."""
@@ -86,3 +84,15 @@ class Segmenter(nn.Module):
         if self.training and len(self.auxiliary):
             outputs["aux"] = [head(maps) for head in self.auxiliary]
         return outputs
+
+
+def head_class(kind: Any) -> Any:
+    """The class of a head that a name of :data:`HEADS` or a path stands for; classes stay as they are.
+
+    Raises:
+        UnknownNameError: with the nearest names.
+    """
+    if isinstance(kind, str) and "." not in kind and kind not in HEADS:
+        hint = did_you_mean(kind, HEADS) or f"; there are {', '.join(HEADS)}"
+        raise UnknownNameError(f"unknown segmentation head {kind!r}{hint}")
+    return resolve(HEADS.get(kind, kind), MODELS) if isinstance(kind, str) else kind
