@@ -145,7 +145,8 @@ def _conv_of_one(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
 def _shifted(like: Tensor, short: int, long: int) -> Tensor:
     """``[3, short, long]``: linear interpolation of ``short`` values to ``long``, read one to the left, in place, one
     to the right; 0 beyond the ends."""
-    eye = torch.eye(short, dtype=torch.float32, device=like.device)
+    exact = torch.float64 if like.dtype == torch.float64 else torch.float32
+    eye = torch.eye(short, dtype=exact, device=like.device)
     matrix = F.interpolate(eye[None], size=long, mode="linear", align_corners=False)[0]
     matrix = F.pad(matrix, (1, 1)).to(like.dtype)
     return torch.stack([matrix[:, i : i + long] for i in range(3)])
