@@ -119,7 +119,8 @@ class VolumeResult(Result):
         from zoo.data.volume_dataset import indices_to_ids
         from zoo.data.volumes import write_volume
 
-        return write_volume(path, indices_to_ids(self.labels, self.label_ids), self._like())
+        like = self._like()
+        return write_volume(path, indices_to_ids(self.labels, self.label_ids), like)
 
     def save_probabilities(self, path: str | os.PathLike[str]) -> Path:
         """Write the probabilities as 4-D NIfTI ``[X, Y, Z, K]``, float32.
