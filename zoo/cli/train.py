@@ -18,8 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--deterministic", action="store_true", help="only algorithms that repeat exactly")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the config")
     own = parser.add_argument_group("own data, instead of a config")
-    own.add_argument("--model", help="model name; for detectors also a family, such as dino")
-    own.add_argument("--data", help="folder of class folders; for detectors in COCO, VOC or YOLO format")
+    own.add_argument("--model", help="model name; for detectors and segmenters also a family, such as dino or upernet")
+    own.add_argument(
+        "--data", help="folder of class folders; of boxes in COCO, VOC or YOLO format; of images and masks"
+    )
     own.add_argument("--epochs", type=int, help="passes over the data (default: follows from its size)")
     own.add_argument("--batch-size", type=int)
     own.add_argument("--size", type=int, help="image side in pixels (default: follows from the images)")
@@ -64,14 +66,15 @@ def _own_data(args: argparse.Namespace):
     from zoo.data.check import check_folder
     from zoo.engine.own_data import own_data_config
     from zoo.engine.own_detection import is_detector, own_detection_config
+    from zoo.engine.own_segmentation import data_format, is_segmenter, own_segmentation_config
 
     if args.model is None or args.data is None:
         raise ValueError("own data needs both --model and --data")
-    detects = is_detector(args.model)
+    detects, segments = is_detector(args.model), is_segmenter(args.model)
     if int(os.environ.get("RANK", 0)) == 0:
         from zoo.cli.data import print_report
 
-        report = check_folder(args.data)
+        report = check_folder(args.data, data_format(args.model, args.data) if segments else None)
         print_report(report)
         fatal = (
             "no_images",
@@ -81,11 +84,22 @@ def _own_data(args: argparse.Namespace):
             "duplicate images ids",
             "duplicate category ids",
         )
+        if segments:  # training on it would end with the first of these, or learn something wrong
+            fatal = (
+                *fatal,
+                "classes",
+                "values",
+                "size_mismatch",
+                "missing_mask",
+                "rgb_mask",
+                "mask",
+                "unknown_segment",
+            )
         if detects and report.format not in ("coco", "voc", "yolo"):
             raise ValueError(f"{args.model} is a detector, and {args.data} holds no COCO, VOC or YOLO data; see above")
         if any(p.kind in fatal for p in report.problems):
             raise ValueError(f"{args.data} cannot be trained on; see above")
     names = ("epochs", "batch_size", "size", "lr", "weights", "mixer", "workers", "work_dir")
     options = {n: getattr(args, n) for n in names}
-    make = own_detection_config if detects else own_data_config
+    make = own_detection_config if detects else own_segmentation_config if segments else own_data_config
     return make(args.model, args.data, **options, seed=args.seed or 0)
