@@ -5,12 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-try:
-    from monai.data import CacheDataset
-    from monai.transforms import Transform
-except ImportError as error:
-    raise ImportError("volumes need MONAI: pip install attnzoo[medical]") from error
-
 
 class VolumeCache:
     """What ``load(number)`` gives for each number, kept for a share of them from the start on.
@@ -20,13 +14,21 @@ class VolumeCache:
         load: reads one; what it raises (OSError, ValueError, ImportError) comes out as it was raised.
         share: of the numbers, the first ones, from 0 to 1.
         workers: threads that read them.
+
+    Raises:
+        ImportError: MONAI is not installed.
     """
 
     def __init__(self, count: int, load: Callable[[int], dict[str, Any]], share: float, workers: int):
+        try:
+            from monai.data import CacheDataset
+            from monai.transforms import Lambda
+        except ImportError as error:
+            raise ImportError("volumes need MONAI: pip install attnzoo[medical]") from error
         self.load = load
         self._cache = CacheDataset(
             list(range(count)),
-            _Loading(load),
+            Lambda(self._try_load, track_meta=False),  # it keeps what a transform of its own makes, of others nothing
             cache_num=round(count * share),
             num_workers=workers,
             progress=False,
@@ -48,14 +50,8 @@ class VolumeCache:
             raise entry["error"]
         return entry
 
-
-class _Loading(Transform):
-    """MONAI keeps only what a Transform of its own made, and hides errors behind its own; these are handed on."""
-
-    def __init__(self, load: Callable[[int], dict[str, Any]]):
-        self.load = load
-
-    def __call__(self, number: int) -> dict[str, Any]:
+    def _try_load(self, number: int) -> dict[str, Any]:
+        """An error handed on as a value: the cache would hide it behind one of its own."""
         try:
             return self.load(number)
         except (OSError, ValueError, ImportError) as error:
