@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from zoo.detection.layers import MLP
 from zoo.detection.layers import activation as build_activation
 from zoo.detection.positions import SinePositions
+from zoo.layers.token_linear import TokenLinear
 from zoo.segmentation.pixel_decoder import sine_positions
 from zoo_kernels.dense_attention import dense_attention
 
@@ -32,10 +33,10 @@ class MaskedAttention(nn.Module):
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"dim={dim} must be a multiple of num_heads={num_heads}")
         self.num_heads = num_heads
-        self.q_proj = nn.Linear(dim, dim)
-        self.k_proj = nn.Linear(dim, dim)
-        self.v_proj = nn.Linear(dim, dim)
-        self.out_proj = nn.Linear(dim, dim)
+        self.q_proj = TokenLinear(dim, dim)
+        self.k_proj = TokenLinear(dim, dim)
+        self.v_proj = TokenLinear(dim, dim)
+        self.out_proj = TokenLinear(dim, dim)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None = None) -> Tensor:
         """``[B, Q, C]``, ``[B, S, C]``, ``[B, S, C]`` and which keys each query sees, ``[B, Q, S]``, to
@@ -74,8 +75,8 @@ class MaskedDecoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.self_attn = MaskedAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim)
-        self.linear1 = nn.Linear(dim, d_ffn)
-        self.linear2 = nn.Linear(d_ffn, dim)
+        self.linear1 = TokenLinear(dim, d_ffn)
+        self.linear2 = TokenLinear(d_ffn, dim)
         self.norm3 = nn.LayerNorm(dim)
         self.activation = build_activation(activation)
         self.dropout = nn.Dropout(dropout)

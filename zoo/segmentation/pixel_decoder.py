@@ -21,6 +21,7 @@ from zoo.detection.deformable_transformer import (
     init_transformer,
 )
 from zoo.detection.positions import SinePositions
+from zoo.layers.token_linear import Pointwise
 
 #: groups of every normalisation
 GROUPS = 32
@@ -28,7 +29,7 @@ GROUPS = 32
 
 def projection(channels: int, dim: int, bias: bool) -> nn.Sequential:
     """A 1x1 convolution and GroupNorm."""
-    return nn.Sequential(nn.Conv2d(channels, dim, 1, bias=bias), nn.GroupNorm(GROUPS, dim))
+    return nn.Sequential(Pointwise(channels, dim, bias), nn.GroupNorm(GROUPS, dim))
 
 
 def smoothing(channels: int, dim: int) -> nn.Sequential:
@@ -129,7 +130,7 @@ class DeformablePixelDecoder(nn.Module):
         fine = channels[:-num_levels]
         self.laterals = nn.ModuleList(projection(c, dim, bias=False) for c in reversed(fine))
         self.outputs = nn.ModuleList(smoothing(dim, dim) for _ in fine)
-        self.mask_features = nn.Conv2d(dim, mask_dim, 1)
+        self.mask_features = Pointwise(dim, mask_dim)
         init_transformer(self.encoder)
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
