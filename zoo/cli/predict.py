@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--score-threshold", type=float, help="detectors: drop boxes below it (default 0.3)")
     parser.add_argument("--max-detections", type=int, help="detectors: boxes of an image at most (default 100)")
     parser.add_argument(
+        "--polygons", action="store_true", help="models of masks: write outlines rather than run lengths"
+    )
+    parser.add_argument(
         "--attention", action="store_true", help="detectors: also draw where the best queries look; needs --out"
     )
     parser.add_argument("--device", default="auto")
@@ -61,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
     predictor = load_predictor(
         args.model_or_config, args.weights, **{n: getattr(args, n) for n in names if _given(args, n)}
     )
-    own = [n for n in ("topk", "score_threshold", "max_detections") if n in predictor.options]
-    for name in ("score_threshold", "max_detections"):
-        if getattr(args, name) is not None and name not in own:
+    own = [n for n in ("topk", "score_threshold", "max_detections", "polygons") if n in predictor.options]
+    for name in ("score_threshold", "max_detections", "polygons"):
+        if _given(args, name) and name not in own:
             raise ValueError(f"--{name.replace('_', '-')} is for detectors, not for {args.model_or_config}")
     if args.attention and (args.out is None or not hasattr(predictor, "draw_attention")):
         raise ValueError("--attention is for detectors, and needs --out for its pictures")

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             print_table(("metric", "value"), [(k, round(v, 4)) for k, v in plain.items()])
             _report_tables(tables, out)
             if boxes:
-                _report_boxes(out)
+                _report_boxes(out, masks=any("mask_AP" in name for name in plain))
     return 0
 
 
@@ -65,35 +65,45 @@ def _evaluate_file(args: argparse.Namespace) -> int:
     out = Path(args.work_dir or Path(args.predictions).resolve().parent / "test")
     result = evaluate_predictions(args.config, args.predictions, out_dir=out, options=args.cfg_options)
     if args.json:
-        print_json({f"coco/{k}": v for k, v in result.stats.items()})
+        print_json({f"coco/{k}": v for k, v in result.all_stats().items()})
         return 0
-    print_table(("metric", "value"), [(f"coco/{k}", round(v, 4)) for k, v in result.stats.items()])
-    _report_boxes(out)
-    print(f"{len(json.loads(Path(args.predictions).read_text()))} predictions were evaluated")
+    print_table(("metric", "value"), [(f"coco/{k}", round(v, 4)) for k, v in result.all_stats().items()])
+    _report_boxes(out, masks=result.masks is not None)
+    entries = json.loads(Path(args.predictions).read_text())
+    what = "boxes and masks" if result.masks is not None else "boxes"
+    print(f"{what} of {len(entries)} predictions were evaluated")
+    if result.masks is None and any("segmentation" in e for e in entries):
+        print("the annotations have no masks to compare those of the predictions with")
     return 0
 
 
 def _add_box_report(config: Any, out: Path) -> bool:
     """Have the metrics of boxes write predictions, tables and plots too."""
     from zoo.metrics.coco import CocoBoxes
+    from zoo.metrics.coco_masks import CocoMasks
 
+    kinds = (CocoBoxes, CocoMasks)
     own = config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]
     found = False
     for metric in own:
         kind = metric.get("type") if isinstance(metric, dict) else None
-        if kind is CocoBoxes or str(kind).rpartition(".")[2] == CocoBoxes.__name__:
+        if kind in kinds or str(kind).rpartition(".")[2] in [k.__name__ for k in kinds]:
             metric["out_dir"], found = str(metric.get("out_dir") or out), True
     return found
 
 
-def _report_boxes(out: Path) -> None:
+def _report_boxes(out: Path, *, masks: bool = False) -> None:
     import csv
 
-    with (out / "per_class.csv").open(newline="") as file:
-        header, *rows = csv.reader(file)
-    if len(rows) <= 100:
-        print_table(header, [[f"{float(c):.4f}" if 2 <= i <= 5 else c for i, c in enumerate(row)] for row in rows])
-    print(f"predictions.json, per_class.csv, precision_recall.png, confusion.json and confusion.png are in {out}")
+    for name in ("per_class.csv", "per_class_masks.csv") if masks else ("per_class.csv",):
+        with (out / name).open(newline="") as file:
+            header, *rows = csv.reader(file)
+        if len(rows) <= 100:
+            if masks:
+                header[0] = "masks" if "masks" in name else "boxes"
+            print_table(header, [[f"{float(c):.4f}" if 2 <= i <= 5 else c for i, c in enumerate(row)] for row in rows])
+    more = "per_class_masks.csv, precision_recall_masks.png, " if masks else ""
+    print(f"predictions.json, per_class.csv, precision_recall.png, {more}confusion.json and confusion.png are in {out}")
 
 
 def _add_tables(config: Any, out: Path) -> bool:

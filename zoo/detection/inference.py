@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zoo.data.masks import compress_masks, decode_masks, mask_to_polygons
 from zoo.inference.pipeline import Predictor, Sample
 from zoo.inference.results import Result
 
@@ -30,6 +31,9 @@ class DetectionResult(Result):
         names: class name of each.
         scores: float ``[N]`` between 0 and 1.
         category_ids: what the data calls the classes.
+        segmentations: the masks as COCO's compressed run lengths; None where the model predicts boxes only.
+        with_polygons: outlines rather than run lengths go into JSON (run lengths are exact, outlines to a quarter of
+            a pixel).
     """
 
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
@@ -37,6 +41,32 @@ class DetectionResult(Result):
     names: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     category_ids: list[int] = field(default_factory=list)
+    segmentations: list[dict[str, Any]] | None = None
+    with_polygons: bool = False
+
+    @property
+    def masks(self) -> np.ndarray | None:
+        """Bool ``[N, H, W]`` of the image's size; None where the model predicts boxes only."""
+        if self.segmentations is None or self.size is None:
+            return None
+        return decode_masks(self.segmentations, *self.size)
+
+    def polygons(self) -> list[list[list[float]]]:
+        """The outlines of each object, ``[[x0, y0, x1, y1, ...], ...]`` in pixels: one for each connected part.
+
+        Raises:
+            ValueError: the model predicts boxes only.
+        """
+        masks = self.masks
+        if masks is None:
+            raise ValueError(f"{self.source} has no masks: the model predicts boxes only")
+        return [mask_to_polygons(mask) for mask in masks]
+
+    def _shapes(self) -> list[dict[str, Any]]:
+        """``segmentation`` of each object as it goes into JSON, or nothing."""
+        if self.segmentations is None:
+            return [{}] * len(self)
+        return [{"segmentation": s} for s in (self.polygons() if self.with_polygons else self.segmentations)]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,28 +75,30 @@ class DetectionResult(Result):
         return {"size": None if self.size is None else list(self.size), "objects": self.rows()}
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row an object: ``box`` (corners), ``label``, ``name``, ``score``."""
+        """One row an object: ``box`` (corners), ``label``, ``name``, ``score``, and ``segmentation`` with masks."""
         boxes = [[round(float(v), 2) for v in box] for box in self.boxes]
         return [
-            {"box": box, "label": label, "name": name, "score": score}
-            for box, label, name, score in zip(boxes, self.labels, self.names, self.scores)
+            {"box": box, "label": label, "name": name, "score": score, **shape}
+            for box, label, name, score, shape in zip(boxes, self.labels, self.names, self.scores, self._shapes())
         ]
 
     def coco_entries(self, image_id: int) -> list[dict[str, Any]]:
         """Entries of a COCO results file, with the category ids that the detector was trained with."""
         entries = []
-        for (x0, y0, x1, y1), category, score in zip(self.boxes.tolist(), self.category_ids, self.scores):
+        rows = zip(self.boxes.tolist(), self.category_ids, self.scores, self._shapes())
+        for (x0, y0, x1, y1), category, score, shape in rows:
             box = [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)]
-            entries.append({"image_id": image_id, "category_id": category, "bbox": box, "score": score})
+            entries.append({"image_id": image_id, "category_id": category, "bbox": box, "score": score, **shape})
         return entries
 
     def draw(self) -> Image:
-        """The image with its boxes, names and scores."""
+        """The image with its masks, boxes, names and scores."""
         import PIL.Image
 
         from zoo.viz.detection import draw_boxes
 
-        return PIL.Image.fromarray(draw_boxes(self.image, self.boxes.tolist(), self.labels, self.names, self.scores))
+        boxes = self.boxes.tolist()
+        return PIL.Image.fromarray(draw_boxes(self.image, boxes, self.labels, self.names, self.scores, self.masks))
 
 
 class DetectionPredictor(Predictor[DetectionResult]):
@@ -81,7 +113,7 @@ class DetectionPredictor(Predictor[DetectionResult]):
     """
 
     task = "detection"
-    options: ClassVar[dict[str, Any]] = {"score_threshold": 0.3, "max_detections": 100}
+    options: ClassVar[dict[str, Any]] = {"score_threshold": 0.3, "max_detections": 100, "polygons": False}
 
     def __init__(
         self,
@@ -118,7 +150,7 @@ class DetectionPredictor(Predictor[DetectionResult]):
         return [self.result(s, f, **options) for s, f in zip(samples, self.postprocess(as_float(outputs), sizes))]
 
     def postprocess(self, outputs: Any, sizes: Tensor) -> list[dict[str, Tensor]]:
-        """Boxes as corners in pixels, labels and scores of each image, from what the network gave."""
+        """Boxes as corners in pixels, labels, scores and masks of each image, from what the network gave."""
         return self.model.postprocess(outputs, sizes)
 
     def result(self, sample: Sample, found: Mapping[str, Tensor], **options: Any) -> DetectionResult:
@@ -128,6 +160,7 @@ class DetectionPredictor(Predictor[DetectionResult]):
         boxes = torch.minimum(found["boxes"].clamp(min=0), found["boxes"].new_tensor([width, height, width, height]))
         kept = (found["scores"] >= options["score_threshold"]) & (boxes[:, 2:] > boxes[:, :2]).all(1)
         order = found["scores"][kept].argsort(descending=True, stable=True)[: options["max_detections"]]
+        masks = found["masks"][kept][order].cpu().numpy() if "masks" in found else None
         boxes, scores, labels = (v[kept][order].cpu() for v in (boxes, found["scores"], found["labels"]))
         indices = labels.tolist()
         return DetectionResult(
@@ -139,6 +172,8 @@ class DetectionPredictor(Predictor[DetectionResult]):
             names=[self.class_name(i) for i in indices],
             scores=scores.tolist(),
             category_ids=[self.category_ids[i] if i < len(self.category_ids) else i for i in indices],
+            segmentations=None if masks is None else compress_masks(masks),
+            with_polygons=bool(options.get("polygons")),
         )
 
     def failed(self, sample: Sample) -> DetectionResult:

@@ -11,10 +11,12 @@ from typing import Any
 from mmengine.registry import DATASETS
 from PIL import Image
 
-from zoo.data.coco import read_coco
+from zoo.data.coco import has_segmentation, read_coco
 from zoo.data.detection import DetectionDataset
 from zoo.engine.config import ConfigError, apply_options, load_config
-from zoo.metrics.coco import CocoResult, coco_truth, evaluate_boxes, write_report
+from zoo.metrics.coco import CocoResult, coco_truth, evaluate_boxes, write_classes, write_report
+from zoo.metrics.coco_masks import check_masks, evaluate_masks, with_boxes
+from zoo.registry import accepted_arguments
 
 
 def evaluate_predictions(
@@ -26,16 +28,21 @@ def evaluate_predictions(
 ) -> CocoResult:
     """COCO's numbers for a results file.
 
+    Where the predictions have a ``segmentation`` and the annotations too, masks are evaluated beside the boxes
+    (:attr:`zoo.metrics.coco.CocoResult.masks`); a prediction without a box gets the one around its mask.
+
     Args:
         config: a config whose test data is of boxes, or a COCO annotations file (``.json``).
-        predictions: JSON list of ``image_id``, ``category_id``, ``bbox`` (x, y, w, h) and ``score``.
+        predictions: JSON list of ``image_id``, ``category_id``, ``bbox`` (x, y, w, h) and ``score``, or, with masks,
+            ``segmentation`` (compressed run lengths; with a ``bbox`` beside it also polygons or plain run lengths).
         out_dir: where to write tables and plots; None: nowhere.
         options: overrides of the config's keys.
 
     Raises:
         FileNotFoundError: there is no such file.
         ConfigError: the config's test data is not of boxes.
-        ValueError: the file is no JSON, or a prediction is of an unknown image or category or not finite.
+        ValueError: the file is no JSON, or a prediction is of an unknown image or category or not finite, or only
+            some predictions have a mask, or masks are of another size than their image.
     """
     file = Path(predictions)
     if not file.is_file():
@@ -44,23 +51,37 @@ def evaluate_predictions(
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is no JSON: {error}") from None
+    masks = isinstance(found, list) and any(isinstance(p, dict) and "segmentation" in p for p in found)
     if str(config).endswith(".json"):
         truth: dict[str, Any] = read_coco(config)
     else:
-        truth = truth_of_config(config, options)
+        truth = truth_of_config(config, options, masks=masks)
+    masks = masks and any(has_segmentation(a.get("segmentation")) for a in truth["annotations"])
     try:
+        if masks:
+            check_masks(found)
+            found = with_boxes(found)
         result = evaluate_boxes(truth, found)
+        if masks:
+            result.masks = evaluate_masks(truth, found)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     if out_dir is not None:
         write_report(Path(out_dir), truth, found, result)
+        if result.masks is not None:
+            write_classes(Path(out_dir), result.masks, "_masks")
     return result
 
 
 def truth_of_config(
-    config: str | os.PathLike[str], options: Mapping[str, Any] | Iterable[str] | None = None
+    config: str | os.PathLike[str],
+    options: Mapping[str, Any] | Iterable[str] | None = None,
+    *,
+    masks: bool = False,
 ) -> dict[str, Any]:
     """The annotations of a config's test data, as a COCO annotations file has them.
+
+    With ``masks`` the objects have those too, where the data can give them.
 
     Raises:
         ConfigError: the test data is not of boxes.
@@ -71,7 +92,11 @@ def truth_of_config(
     spec = (cfg.get("test_dataloader") or {}).get("dataset")
     if spec is None:
         raise ConfigError(f"{config} has no test_dataloader with a dataset")
-    dataset = DATASETS.build(cfg.test_dataloader.dataset.to_dict())
+    spec = cfg.test_dataloader.dataset.to_dict()
+    kind = DATASETS.get(spec["type"]) if isinstance(spec["type"], str) else spec["type"]
+    if masks and kind is not None and "with_masks" in accepted_arguments(kind)[0]:
+        spec["with_masks"] = True
+    dataset = DATASETS.build(spec)
     if not isinstance(dataset, DetectionDataset):
         raise ConfigError(f"the test data of {config} is {type(dataset).__name__}, which has no boxes")
     return truth_of_dataset(dataset)

@@ -18,6 +18,7 @@ from zoo.engine.optim import WarmupCosineLR
 from zoo.engine.own_data import runtime
 from zoo.files import write_file
 from zoo.metrics.coco import CocoBoxes
+from zoo.metrics.coco_masks import CocoMasks
 from zoo.registry import MODELS, UnknownNameError, did_you_mean
 
 # isort: split
@@ -58,6 +59,11 @@ def detector_name(model: str, small: bool) -> str:
     return min([n for n in names if n not in nano] or names, key=lambda n: ("50" not in n, len(n), n))
 
 
+def needs_masks(model: str) -> bool:
+    """Whether a registered detector learns from masks."""
+    return bool(MODELS.entry(model).meta.get("masks"))
+
+
 def own_detection_config(
     model: str,
     data: str | os.PathLike[str],
@@ -76,6 +82,7 @@ def own_detection_config(
 
     Category ids may be sparse: classes are numbered from 0 for the detector, whose heads get as many outputs as there
     are classes, and predictions carry the ids of the data. Without a val split a fifth of the images is held out.
+    Models of masks (Mask R-CNN) need COCO annotations in which every object has a segmentation.
 
     Args:
         model: a detector's name, or a family's ("dino").
@@ -93,14 +100,21 @@ def own_detection_config(
     Raises:
         UnknownNameError: no such detector.
         FileNotFoundError: no such folder, or files that it lists are missing.
-        ValueError: the data cannot be trained on.
+        ValueError: the data cannot be trained on; for a model of masks also: it has none, or some annotations have none
+            (the message names them).
     """
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("size", size)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}: accepted are 1 and above")
-    detector_name(model, False)  # an unknown name ends here
+    masks = needs_masks(detector_name(model, False))  # an unknown name ends here
     found = find_detection_data(data)
     train_spec, val_spec = found.training()
+    if masks:
+        if found.format != "coco":
+            raise ValueError(
+                f"{model} learns from masks, and {data} ({found.format}) has boxes only; COCO's format has them"
+            )
+        train_spec, val_spec = ({**s, "with_masks": True} for s in (train_spec, val_spec))
     train, val = build_dataset(train_spec), build_dataset(val_spec)
     same_categories(train, val)
     if not train.num_classes:
@@ -139,6 +153,7 @@ def own_detection_config(
     detector: dict[str, Any] = dict(type=name)
     if mixer is not None:
         detector["encoder_mixer"] = mixer
+    metric: type[CocoBoxes] = CocoMasks if masks else CocoBoxes
     custom = {} if nano and weights is None else {"detector.backbone": dict(lr_mult=0.1)}
     values = {
         **runtime(),
@@ -146,8 +161,8 @@ def own_detection_config(
         "train_dataloader": loader(train_spec, True),
         "val_dataloader": loader(val_spec, False),
         "test_dataloader": loader(val_spec, False),
-        "val_evaluator": [dict(type=CocoBoxes)],
-        "test_evaluator": [dict(type=CocoBoxes)],
+        "val_evaluator": [dict(type=metric)],
+        "test_evaluator": [dict(type=metric)],
         "train_cfg": dict(by_epoch=True, max_epochs=epochs, val_interval=max(1, epochs // 20)),
         "val_cfg": dict(),
         "test_cfg": dict(),
@@ -166,7 +181,7 @@ def own_detection_config(
     }
     values["default_hooks"] = {
         **values["default_hooks"],
-        "checkpoint": {**values["default_hooks"]["checkpoint"], "save_best": "coco/AP"},
+        "checkpoint": {**values["default_hooks"]["checkpoint"], "save_best": "coco/mask_AP" if masks else "coco/AP"},
     }
     file = out / f"{name}_{Path(data).resolve().name}.py"
     objects = int((~train.table.crowd).sum())

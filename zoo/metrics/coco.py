@@ -50,12 +50,18 @@ class CocoResult:
         precision: float ``[T, R, K]`` over IoU thresholds, 101 recalls and classes, all areas, 100 boxes an image; -1
             for classes without objects.
         thresholds: IoU thresholds ``[T]``.
+        masks: the same of masks, where boxes and masks were evaluated together.
     """
 
     stats: dict[str, float]
     classes: list[ClassAP]
     precision: np.ndarray = field(repr=False)
     thresholds: np.ndarray = field(repr=False)
+    masks: CocoResult | None = field(default=None, repr=False)
+
+    def all_stats(self) -> dict[str, float]:
+        """The numbers of boxes, and those of masks with ``mask_`` before their names."""
+        return {**self.stats, **{f"mask_{k}": v for k, v in (self.masks.stats if self.masks else {}).items()}}
 
 
 def evaluate_boxes(truth: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> CocoResult:

@@ -16,9 +16,6 @@ from zoo.data.coco import annotation_rle, has_segmentation
 from zoo.data.masks import compress_masks
 from zoo.metrics.coco import CocoBoxes, CocoResult, check_predictions, run_protocol, write_classes
 
-#: before the names of a mask's numbers: ``coco/mask_AP``
-PREFIX = "mask_"
-
 
 def evaluate_masks(truth: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> CocoResult:
     """Evaluate masks by COCO's protocol.
@@ -74,12 +71,10 @@ class CocoMasks(CocoBoxes):
     """COCO's AP and AR of boxes (``coco/AP`` ...) and of masks (``coco/mask_AP`` ...) of a model's instances.
 
     The dataset must give masks (``with_masks=True``), and the model predict them. After an evaluation :attr:`result`
-    holds all about boxes and :attr:`mask_result` all about masks. With ``out_dir`` there are ``per_class_masks.csv``
+    holds all about boxes and its ``masks`` all about masks. With ``out_dir`` there are ``per_class_masks.csv``
     and ``precision_recall_masks.png`` too, and the predictions have their masks as run lengths. Arguments are those of
     :class:`~zoo.metrics.coco.CocoBoxes`.
     """
-
-    mask_result: CocoResult | None = None
 
     def more_of(self, sample: Mapping[str, Any], count: int) -> tuple[Any, ...]:
         """Masks as run lengths; a bool mask of each prediction would not fit into memory."""
@@ -96,8 +91,25 @@ class CocoMasks(CocoBoxes):
         return (compress_masks(np.asarray(masks.cpu(), bool)),)
 
     def evaluate_all(self, truth: dict[str, Any], predictions: list[dict[str, Any]]) -> dict[str, float]:
-        stats = super().evaluate_all(truth, predictions)
-        self.mask_result = evaluate_masks(truth, predictions)
+        super().evaluate_all(truth, predictions)
+        assert self.result is not None
+        self.result.masks = evaluate_masks(truth, predictions)
         if self.out_dir is not None and dist.is_main_process():
-            write_classes(self.out_dir, self.mask_result, "_masks")
-        return {**stats, **{PREFIX + k: v for k, v in self.mask_result.stats.items()}}
+            write_classes(self.out_dir, self.result.masks, "_masks")
+        return self.result.all_stats()
+
+
+def with_boxes(predictions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Predictions of masks, each with the ``bbox`` (x, y, w, h) around its mask where it has none of its own."""
+    from faster_coco_eval.core import mask as api
+
+    found = []
+    for number, p in enumerate(predictions):
+        one = dict(p)
+        if "bbox" not in one:
+            runs = one["segmentation"]
+            if not isinstance(runs, Mapping) or isinstance(runs["counts"], list):
+                raise ValueError(f"prediction {number} has no bbox, and no compressed run lengths to make one of")
+            one["bbox"] = [float(v) for v in api.toBbox(runs)]
+        found.append(one)
+    return found

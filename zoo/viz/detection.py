@@ -29,8 +29,9 @@ def draw_boxes(
     labels: Sequence[int],
     names: Sequence[str],
     scores: Sequence[float] | None = None,
+    masks: np.ndarray | None = None,
 ) -> np.ndarray:
-    """A copy of the image with boxes and their names.
+    """A copy of the image with boxes and their names, and masks in translucent colour.
 
     Args:
         image: RGB uint8 ``[H, W, 3]``; a small one is enlarged, so that names can be read.
@@ -38,9 +39,15 @@ def draw_boxes(
         labels: class of each, which gives the colour.
         names: what is written at each.
         scores: written after the names.
+        masks: bool ``[N, H, W]``.
+
+    Raises:
+        ValueError: masks of another size than the image, or another number of them than of boxes.
     """
     height, width = image.shape[:2]
     zoom = max(1, round(480 / max(height, width)))
+    if masks is not None:
+        image = tint(image, masks, labels)
     canvas = (
         cv2.resize(image, (width * zoom, height * zoom), interpolation=cv2.INTER_NEAREST) if zoom > 1 else image.copy()
     )
@@ -59,6 +66,29 @@ def draw_boxes(
             canvas, text, (x0, top - base // 2), cv2.FONT_HERSHEY_SIMPLEX, size, (255, 255, 255), 1, cv2.LINE_AA
         )
     return canvas
+
+
+def tint(image: np.ndarray, masks: np.ndarray, labels: Sequence[int], opacity: float = 0.45) -> np.ndarray:
+    """A copy of the image with each mask in its class's colour, the first on top, and its outline.
+
+    Args:
+        image: RGB uint8 ``[H, W, 3]``.
+        masks: bool ``[N, H, W]``.
+        labels: class of each, which gives the colour.
+        opacity: of the colour, 0 to 1.
+
+    Raises:
+        ValueError: masks of another size than the image, or another number of them than of labels.
+    """
+    if masks.shape != (len(labels), *image.shape[:2]):
+        raise ValueError(f"masks have shape {masks.shape}; accepted is {(len(labels), *image.shape[:2])}")
+    done = image.astype(np.float32)
+    for mask, label in reversed(list(zip(masks, labels))):
+        colour = np.array(colour_of(int(label)), np.float32)
+        inner = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0).astype(bool)
+        done[mask] = (1 - opacity) * done[mask] + opacity * colour
+        done[mask & ~inner] = colour
+    return done.round().astype(np.uint8)
 
 
 def draw_precision_recall(result: CocoResult, *, most: int = 12) -> Figure:

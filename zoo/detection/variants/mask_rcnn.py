@@ -37,6 +37,7 @@ def _nano_maps() -> dict[str, Any]:
 
 
 def _torchvision(**options: Any) -> dict[str, Any]:
+    """torchvision's ResNet-50; with it go 90 classes, COCO's category ids less one (there are gaps)."""
     spec = dict(type="zoo.detection.resnet.ResNetBackbone", name="resnet50", out_indices=(0, 1, 2, 3))
     return {**spec, **options}
 
@@ -45,7 +46,7 @@ def _torchvision(**options: Any) -> dict[str, Any]:
 @variant(Detector)
 def mask_rcnn_r50() -> dict[str, Any]:
     """ResNet-50: torchvision's ``maskrcnn_resnet50_fpn``, whose published weights want no epsilon in the norms."""
-    return _rcnn(_torchvision(norm_eps=0.0))
+    return _rcnn(_torchvision(norm_eps=0.0), num_classes=90)
 
 
 @register_model(task="detection", family="mask_rcnn", input_size=INPUT_SIZE, masks=True)
@@ -54,6 +55,7 @@ def mask_rcnn_r50_v2() -> dict[str, Any]:
     """ResNet-50 with normalised heads: torchvision's ``maskrcnn_resnet50_fpn_v2``."""
     return _rcnn(
         _torchvision(frozen_norm=False, frozen_stages=-1),
+        num_classes=90,
         neck=dict(batch_norm=True),
         rpn_convs=2,
         box_head="conv",
@@ -161,7 +163,7 @@ def mask_rcnn_davit_nano() -> dict[str, Any]:
 @variant(Detector)
 def faster_rcnn_r50() -> dict[str, Any]:
     """ResNet-50: torchvision's ``fasterrcnn_resnet50_fpn``, whose published weights want no epsilon in the norms."""
-    return _rcnn(_torchvision(norm_eps=0.0), masks=False)
+    return _rcnn(_torchvision(norm_eps=0.0), masks=False, num_classes=90)
 
 
 @register_model(task="detection", family="faster_rcnn", input_size=INPUT_SIZE)
