@@ -1,4 +1,4 @@
-"""``zoo predict``: what a model says of images and videos, as text, JSON lines and pictures."""
+"""``zoo predict``: what a model says of images, videos and volumes, as text, JSON lines, pictures and label maps."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import argparse
 import sys
 from pathlib import Path
 
+from zoo.cli import volumes
 from zoo.cli.output import track
 
-HELP = "predict images and videos: files, folders, patterns, addresses; JSON lines and pictures"
+HELP = "predict images, videos and volumes: files, folders, patterns, addresses; JSON lines, pictures, label maps"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model_or_config", help="model name, config name or file, or a file that zoo export wrote")
-    parser.add_argument("images", nargs="+", help="files, folders, glob patterns, videos; addresses with --allow-urls")
+    parser.add_argument(
+        "images", nargs="+", help="files, folders, glob patterns, videos, volumes; addresses with --allow-urls"
+    )
     parser.add_argument("--weights", help="checkpoint file (default: what the index knows for the model)")
     parser.add_argument(
         "--runtime", default="auto", help="eager, or onnx, torch-export, aoti for exported files (default: by the file)"
@@ -48,16 +51,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-pictures", action="store_true", help="only JSON")
     parser.add_argument("--coco", help="file to write all results to as a COCO results file")
     parser.add_argument("--json", action="store_true", help="print JSON lines instead of text")
+    volumes.add_predict_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     import json
 
     from zoo.files import save_atomically, write_file
-    from zoo.inference.load import load_predictor
+    from zoo.inference.load import is_exported, load_predictor, task_of
     from zoo.inference.results import picture_name
     from zoo.inference.sources import count
 
+    if not is_exported(args.model_or_config) and task_of(args.model_or_config) == "medical":
+        return volumes.predict(args)
+    for option in volumes.given_for_volumes(args):
+        raise ValueError(f"{option} is for models of volumes, not for {args.model_or_config}")
     paths = [p for p in args.images if "://" not in p]
     total = count(args.images) if paths else len(args.images)  # before the model is loaded: a wrong path fails at once
     names = ("device", "amp", "compile", "size", "runtime")

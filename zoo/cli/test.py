@@ -1,4 +1,4 @@
-"""``zoo test``: the metrics of a checkpoint, or of a file of predictions, on a config's test data."""
+"""``zoo test``: the metrics of a checkpoint, or of predictions in files, on a config's test data."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ import os
 from pathlib import Path
 from typing import Any
 
+from zoo.cli import volumes
 from zoo.cli.output import print_json, print_table
 
-HELP = "evaluate a checkpoint, or a file of predictions, on a config's test data"
+HELP = "evaluate a checkpoint, or predictions in files, on a config's test data"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="config file or name; with --predictions also a COCO annotations file")
+    parser.add_argument(
+        "config", help="config file or name; with --predictions also a COCO annotations file, or a folder of volumes"
+    )
     parser.add_argument("checkpoint", nargs="?", help="safetensors or torch file, this project's or the authors'")
-    parser.add_argument("--predictions", help="instead of a checkpoint: COCO results JSON that any program wrote")
+    parser.add_argument(
+        "--predictions",
+        help="instead of a checkpoint, from any program: COCO results JSON, or a folder of label maps (NIfTI, NRRD)",
+    )
     parser.add_argument("--work-dir", help="where the log goes (default: beside the checkpoint)")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the config")
@@ -25,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if (args.checkpoint is None) == (args.predictions is None):
         raise ValueError("give a checkpoint, or --predictions FILE")
+    if args.predictions is not None and volumes.is_label_folder(args.predictions):
+        return volumes.test_predictions(args)
     if args.predictions is not None:
         return _evaluate_file(args)
     import torch
@@ -42,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         config.log_level = "WARNING"
     tables = _add_tables(config, out)
     boxes = _add_box_report(config, out)
+    label_maps = volumes.add_report(config, out)
     with torch.autocast(local_device().type, dtype=torch.bfloat16, enabled=args.amp):
         metrics = launch.test(config, args.checkpoint, work_dir=out, options=args.cfg_options)
     if int(os.environ.get("RANK", 0)) == 0:
@@ -53,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
             _report_tables(tables, out)
             if boxes:
                 _report_boxes(out, masks=any("mask_AP" in name for name in plain))
+            if label_maps:
+                volumes.print_report(out)
     return 0
 
 

@@ -54,7 +54,7 @@ def load_predictor(
         raise ValueError(f"runtime={runtime!r}: accepted are {', '.join(RUNTIMES)}")
     if isinstance(model, Predictor):
         return model
-    if isinstance(model, str | os.PathLike) and Path(model).suffix in _EXPORTED:
+    if is_exported(model):
         return _of_export(Path(model), weights, runtime, options)
     if runtime not in ("auto", "eager"):
         raise ValueError(
@@ -63,6 +63,11 @@ def load_predictor(
     if "threads" in options:
         raise ValueError("threads is for the runtime 'onnx'; PyTorch's are set with torch.set_num_threads")
     return _module(task_of(model)).load_predictor(model, weights, **options)
+
+
+def is_exported(model: Any) -> bool:
+    """Whether ``model`` names a file that ``zoo export`` wrote."""
+    return isinstance(model, str | os.PathLike) and Path(model).suffix in _EXPORTED
 
 
 def _of_export(path: Path, weights: Any, runtime: str, options: dict[str, Any]) -> Predictor[Any]:
