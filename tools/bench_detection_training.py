@@ -14,15 +14,12 @@ import argparse
 import csv
 import io
 import json
-import math
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,16 +28,20 @@ from zoo.data.shapes import Shapes
 from zoo.detection.boxes import cxcywh_to_xyxy
 from zoo.detection.model import DetectionModel, DetPreprocessor
 from zoo.detection.variants._parts import nano_backbone
-from zoo.files import save_atomically, write_file
+from zoo.files import write_file
 from zoo.metrics.coco import CocoBoxes
 from zoo.registry import MODELS, build
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from timed_run import Recipe, TimedRun, load_backbone, predictions  # noqa: E402
+from timed_run import prepared_backbone as prepare  # noqa: E402
+
 FAMILIES = ("deformable_detr", "dab_detr", "dino", "co_detr", "focus_detr", "rfdetr")
 PEER = "transformers_deformable_detr"
 IMAGES, VALIDATION, SIZE, BATCH = 2000, 300, 128, 8
-LR, BACKBONE_LR, WEIGHT_DECAY, CLIP, DECAY = 4e-4, 1e-4, 1e-4, 0.5, 0.999
-WARMUP = 200
+RECIPE = Recipe(lr=4e-4, backbone_lr=1e-4, weight_decay=1e-4, clip=0.5, batch=BATCH)
 
 
 @dataclass
@@ -58,40 +59,7 @@ class Point:
 
 def prepared_backbone(folder: Path, minutes: float) -> Path:
     """The file with the backbone's weights, trained on the classes of single shapes if it is not there."""
-    file = folder / "backbone.pth"
-    if file.is_file():
-        return file
-    torch.manual_seed(0)
-    data = Shapes("train", 4000, 64, data_seed=1)
-    images = torch.stack([torch.from_numpy(data.load_image(i)).permute(2, 0, 1) for i in range(len(data))])
-    labels = torch.from_numpy(data.labels)
-    model = build({**nano_backbone(), "num_classes": 8}, MODELS)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
-    generator = torch.Generator().manual_seed(0)
-    started, right = time.perf_counter(), 0.0
-    while (passed := (time.perf_counter() - started) / (60 * minutes)) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * (1 + math.cos(math.pi * passed)) / 2
-        chosen = torch.randint(len(labels), (64,), generator=generator)
-        x = images[chosen].float().sub(120).div(60)
-        if torch.rand((), generator=generator) < 0.5:
-            x = x.flip(3)
-        logits = model(x)
-        loss = nn.functional.cross_entropy(logits, labels[chosen], label_smoothing=0.1)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        right = 0.98 * right + 0.02 * float((logits.argmax(1) == labels[chosen]).float().mean())
-    print(f"backbone: {100 * right:.1f} % of the last training batches", flush=True)
-    save_atomically(file, lambda f: torch.save(model.state_dict(), f))
-    return file
-
-
-def load_backbone(backbone: nn.Module, file: Path) -> None:
-    """Put the prepared weights into a backbone without a classifier; all of its tensors must be there."""
-    state = torch.load(file, weights_only=True)
-    own = backbone.state_dict()
-    backbone.load_state_dict({k: v for k, v in state.items() if k in own})
+    return prepare(folder / "backbone.pth", lambda: build({**nano_backbone(), "num_classes": 8}, MODELS), minutes)
 
 
 class Peer(nn.Module):
@@ -176,21 +144,7 @@ def make(name: str, backbone: Path) -> nn.Module:
     return model
 
 
-def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW; the prepared backbone at a quarter of the rate."""
-    inner = {id(p) for n, p in model.named_parameters() if "backbone" in n}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(
-        [
-            {"params": [p for p in trained if id(p) not in inner], "base": LR},
-            {"params": [p for p in trained if id(p) in inner], "base": BACKBONE_LR},
-        ],
-        lr=LR,
-        weight_decay=WEIGHT_DECAY,
-    )
-
-
-class Run:
+class Run(TimedRun):
     """A detector's training by the clock, which can be stopped and gone on with.
 
     Args:
@@ -202,109 +156,18 @@ class Run:
     """
 
     def __init__(self, name: str, seconds: float, folder: Path, train: Any, val: Any, backbone: Path):
-        self.name, self.seconds, self.train, self.val = name, seconds, train, val
-        self.file = folder / f"{name}.pth"
-        self.model = make(name, backbone)
-        self.optimizer = make_optimizer(self.model)
-        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        self.used, self.steps, self.points = 0.0, 0, []
-        if self.file.is_file():
-            saved = torch.load(self.file, weights_only=True)
-            if saved["seconds"] != seconds:
-                raise ValueError(
-                    f"{self.file} is of a run of {saved['seconds']} s, not {seconds} s; use another folder"
-                )
-            self.model.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.average, self.used, self.steps = saved["average"], saved["used"], saved["steps"]
-            self.points = [Point(**p) for p in saved["points"]]
+        super().__init__(name, seconds, folder / f"{name}.pth", make(name, backbone), train, RECIPE, Point)
+        self.val = val
 
-    def save(self) -> None:
-        """Write everything that going on needs."""
-        content = {
-            "seconds": self.seconds,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average,
-            "used": self.used,
-            "steps": self.steps,
-            "points": [asdict(p) for p in self.points],
-        }
-        save_atomically(self.file, lambda f: torch.save(content, f))
-
-    def batch(self) -> dict[str, Any]:
-        """The batch of the next step: it follows from the step alone."""
-        per_epoch = len(self.train) // BATCH
-        epoch, number = divmod(self.steps, per_epoch)
-        self.train.set_epoch(epoch)
-        order = np.random.default_rng(epoch).permutation(len(self.train))[number * BATCH : (number + 1) * BATCH]
-        samples = [self.train[int(i)] for i in order]
-        return {k: [s[k] for s in samples] for k in ("inputs", "data_samples")}
-
-    def step(self) -> None:
-        """One step of the optimizer; its rate follows from the share of the time that is used.
-
-        Raises:
-            FloatingPointError: the loss is no finite number.
-        """
-        torch.manual_seed(self.steps)
-        self.model.train()
-        data = self.model.data_preprocessor(self.batch(), True)
-        losses = self.model(**data, mode="loss")
-        loss = sum(v for k, v in losses.items() if "loss" in k)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"{self.name}: the loss of step {self.steps} is {float(loss)}")
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-        rate = min(1.0, (self.steps + 1) / WARMUP) * (
-            0.02 + 0.98 * (1 + math.cos(math.pi * self.used / self.seconds)) / 2
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base"] * rate
-        self.optimizer.step()
-        decay = min(DECAY, (1 + self.steps) / (10 + self.steps))
-        with torch.no_grad():
-            for key, value in self.model.state_dict().items():
-                if value.is_floating_point():
-                    self.average[key].lerp_(value, 1 - decay)
-                else:
-                    self.average[key].copy_(value)
-        self.steps += 1
-
-    @torch.no_grad()
-    def evaluate(self) -> Point:
-        """AP of the averaged weights on the validation images."""
-        own = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.model.load_state_dict(self.average)
-        self.model.eval()
+    def scored(self) -> Point:
+        """AP on the validation images."""
         metric = CocoBoxes()
         metric.dataset_meta = self.val.metainfo
-        for start in range(0, len(self.val), 20):
-            samples = [self.val[i] for i in range(start, min(start + 20, len(self.val)))]
-            data = {k: [s[k] for s in samples] for k in ("inputs", "data_samples")}
-            found = self.model(**self.model.data_preprocessor(data), mode="predict")
-            metric.process(None, [s.to_dict() for s in found])
-        self.model.load_state_dict(own)
+        metric.process(None, [s.to_dict() for s in predictions(self.model, self.val)])
         stats = metric.evaluate(len(self.val))
         size = sum(p.numel() for p in self.model.parameters())
         ap, ap50 = round(stats["coco/AP"], 4), round(stats["coco/AP50"], 4)
         return Point(self.name, round(self.used / 60, 2), self.steps, self.steps * BATCH, ap, ap50, size)
-
-    def run(self, note: Callable[[Point], None]) -> None:
-        """Train to the end of the time; evaluates at every tenth of it and saves there and each minute."""
-        saved = time.perf_counter()
-        while self.used < self.seconds:
-            started = time.perf_counter()
-            self.step()
-            self.used += time.perf_counter() - started
-            if self.used >= self.seconds * (len(self.points) + 1) / 10 or self.used >= self.seconds:
-                self.points.append(self.evaluate())
-                note(self.points[-1])
-                self.save()
-            elif time.perf_counter() - saved > 60:
-                self.save()
-                saved = time.perf_counter()
 
 
 def chosen(only: str | None) -> list[str]:

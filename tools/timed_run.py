@@ -1,0 +1,236 @@
+"""Training by the clock, which can be stopped and gone on with; the training benchmarks are made of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from zoo.data.shapes import Shapes
+from zoo.files import save_atomically
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run's steps are like: AdamW with a rate of its own for the backbone, warm-up and half a cosine."""
+
+    lr: float
+    backbone_lr: float
+    weight_decay: float
+    clip: float
+    batch: int = 8
+    decay: float = 0.999
+    warmup: int = 200
+    floor: float = 0.02
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """AdamW over what is trained; parameters with "backbone" in their name have the backbone's rate."""
+        inner = {id(p) for n, p in model.named_parameters() if "backbone" in n}
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return torch.optim.AdamW(
+            [
+                {"params": [p for p in trained if id(p) not in inner], "base": self.lr},
+                {"params": [p for p in trained if id(p) in inner], "base": self.backbone_lr},
+            ],
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+        )
+
+
+class TimedRun:
+    """A model's training by the clock; a subclass evaluates.
+
+    Args:
+        name: of the model.
+        seconds: of training.
+        file: where its state is kept.
+        model: called as ``model(**data_preprocessor(batch), mode="loss")``.
+        train: the data.
+        recipe: how it is trained.
+        point: the class of an evaluation, a dataclass.
+
+    Raises:
+        ValueError: ``file`` is of a run of another length.
+    """
+
+    def __init__(
+        self, name: str, seconds: float, file: Path, model: nn.Module, train: Any, recipe: Recipe, point: type
+    ):
+        self.name, self.seconds, self.file, self.train, self.recipe = name, seconds, file, train, recipe
+        self.model: Any = model
+        self.optimizer = recipe.optimizer(model)
+        self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self.used, self.steps = 0.0, 0
+        self.points: list[Any] = []
+        if file.is_file():
+            saved = torch.load(file, weights_only=True)
+            if saved["seconds"] != seconds:
+                raise ValueError(f"{file} is of a run of {saved['seconds']} s, not {seconds} s; use another folder")
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.average, self.used, self.steps = saved["average"], saved["used"], saved["steps"]
+            self.points = [point(**p) for p in saved["points"]]
+
+    def save(self) -> None:
+        """Write everything that going on needs."""
+        content = {
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "used": self.used,
+            "steps": self.steps,
+            "points": [asdict(p) for p in self.points],
+        }
+        save_atomically(self.file, lambda f: torch.save(content, f))
+
+    def batch(self) -> dict[str, Any]:
+        """The batch of the next step: it follows from the step alone."""
+        size = self.recipe.batch
+        epoch, number = divmod(self.steps, len(self.train) // size)
+        self.train.set_epoch(epoch)
+        order = np.random.default_rng(epoch).permutation(len(self.train))[number * size : (number + 1) * size]
+        samples = [self.train[int(i)] for i in order]
+        return {k: [s[k] for s in samples] for k in ("inputs", "data_samples")}
+
+    def step(self) -> None:
+        """One step of the optimizer; its rate follows from the share of the time that is used.
+
+        Raises:
+            FloatingPointError: the loss is no finite number.
+        """
+        torch.manual_seed(self.steps)
+        self.model.train()
+        data = self.model.data_preprocessor(self.batch(), True)
+        losses = self.model(**data, mode="loss")
+        loss = sum(v for k, v in losses.items() if "loss" in k)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"{self.name}: the loss of step {self.steps} is {float(loss)}")
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        floor = self.recipe.floor
+        rate = min(1.0, (self.steps + 1) / self.recipe.warmup) * (
+            floor + (1 - floor) * (1 + math.cos(math.pi * min(1.0, self.used / self.seconds))) / 2
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base"] * rate
+        self.optimizer.step()
+        decay = min(self.recipe.decay, (1 + self.steps) / (10 + self.steps))
+        with torch.no_grad():
+            for key, value in self.model.state_dict().items():
+                if value.is_floating_point():
+                    self.average[key].lerp_(value, 1 - decay)
+                else:
+                    self.average[key].copy_(value)
+        self.steps += 1
+
+    @torch.no_grad()
+    def evaluate(self) -> Any:
+        """:meth:`scored` of the averaged weights."""
+        own = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average)
+        self.model.eval()
+        try:
+            return self.scored()
+        finally:
+            self.model.load_state_dict(own)
+
+    def scored(self) -> Any:
+        """An evaluation of ``self.model`` as it is."""
+        raise NotImplementedError
+
+    def run(self, note: Callable[[Any], None], enough: Callable[[Any], bool] = lambda point: False) -> None:
+        """Train to the end of the time; evaluates at every tenth of it and saves there and each minute.
+
+        Args:
+            note: gets each evaluation.
+            enough: whether an evaluation is so good that the run may end.
+        """
+        if self.points and enough(self.points[-1]):
+            return
+        saved = time.perf_counter()
+        while self.used < self.seconds:
+            started = time.perf_counter()
+            self.step()
+            self.used += time.perf_counter() - started
+            if self.used >= self.seconds * (len(self.points) + 1) / 10 or self.used >= self.seconds:
+                self.points.append(self.evaluate())
+                note(self.points[-1])
+                self.save()
+                if enough(self.points[-1]):
+                    return
+            elif time.perf_counter() - saved > 60:
+                self.save()
+                saved = time.perf_counter()
+
+
+def predictions(model: Any, data: Any, batch: int = 20) -> list[Any]:
+    """What a model predicts for all of a data set."""
+    found = []
+    for start in range(0, len(data), batch):
+        samples = [data[i] for i in range(start, min(start + batch, len(data)))]
+        given = {k: [s[k] for s in samples] for k in ("inputs", "data_samples")}
+        found += model(**model.data_preprocessor(given), mode="predict")
+    return found
+
+
+def prepared_backbone(
+    file: Path, make: Callable[[], nn.Module], minutes: float, shapes: Shapes | None = None, lr: float = 1e-3
+) -> Path:
+    """The file with a backbone's weights, trained on the classes of single shapes if it is not there.
+
+    Args:
+        file: where the weights are kept.
+        make: builds the backbone with a classifier of as many classes as there are shapes.
+        minutes: of training.
+        shapes: images with one shape each; 4000 of 64 pixels with all shapes by default.
+        lr: of AdamW.
+    """
+    if file.is_file():
+        return file
+    torch.manual_seed(0)
+    data = shapes or Shapes("train", 4000, 64, data_seed=1)
+    images = torch.stack([torch.from_numpy(data.load_image(i)).permute(2, 0, 1) for i in range(len(data))])
+    labels = torch.from_numpy(data.labels)
+    model = make()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
+    generator = torch.Generator().manual_seed(0)
+    started, right = time.perf_counter(), 0.0
+    while (passed := (time.perf_counter() - started) / (60 * minutes)) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * (1 + math.cos(math.pi * passed)) / 2
+        chosen = torch.randint(len(labels), (64,), generator=generator)
+        x = images[chosen].float().sub(120).div(60)
+        if torch.rand((), generator=generator) < 0.5:
+            x = x.flip(3)
+        logits = model(x)
+        loss = nn.functional.cross_entropy(logits, labels[chosen], label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        right = 0.98 * right + 0.02 * float((logits.argmax(1) == labels[chosen]).float().mean())
+    print(f"{file.stem}: {100 * right:.1f} % of the last training batches", flush=True)
+    save_atomically(file, lambda f: torch.save(model.state_dict(), f))
+    return file
+
+
+def load_backbone(backbone: nn.Module, file: Path) -> None:
+    """Put the prepared weights into a backbone without a classifier; all of its tensors must be there.
+
+    Norms that only the maps have (a classifier reads the last map without them) stay as they are.
+    """
+    state = torch.load(file, weights_only=True)
+    own = backbone.state_dict()
+    known = {k: v for k, v in state.items() if k in own}
+    missing = [k for k in own if k not in known and not k.startswith("norms.")]
+    if missing:
+        raise ValueError(f"{file} has no {', '.join(missing[:4])}")
+    backbone.load_state_dict(known, strict=False)
