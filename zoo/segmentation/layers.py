@@ -108,9 +108,10 @@ def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
 def conv_of_enlarged(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
     """Convolution (3x3, zero padding, no bias) of the concatenation of maps that are first enlarged to one size.
 
-    The sum runs in another order than ``conv(cat([enlarge(m) for m in maps]))``: channels are mixed on the small maps,
-    for each of the nine positions of the kernel, and what comes out is enlarged and shifted, row by row and column by
-    column. A map of half the size costs a quarter of the multiplications, one of an eighth almost nothing.
+    For maps that are much smaller than the first the sum runs in another order than in
+    ``conv(cat([enlarge(m) for m in maps]))``: channels are mixed on the small map, for each of the nine positions of
+    the kernel, and what comes out is enlarged and shifted, along the columns and then along the rows. A map of a quarter
+    of the height and width costs a sixteenth of the multiplications.
 
     Args:
         maps: ``[B, C_i, h_i, w_i]``; the first has the size of the result.
@@ -121,25 +122,28 @@ def conv_of_enlarged(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
     """
     size = maps[0].shape[-2:]
     weights = weight.split([m.shape[1] for m in maps], dim=1)
-    same = [i for i, m in enumerate(maps) if m.shape[-2:] == size]
-    result = F.conv2d(
-        torch.cat([maps[i] for i in same], 1) if len(same) > 1 else maps[0],
-        torch.cat([weights[i] for i in same], 1) if len(same) > 1 else weights[0],
-        padding=1,
-    )
-    for i, x in enumerate(maps):
-        if i not in same:
-            result = result + _conv_of_one(x, weights[i], size)
+    # Twice the height and width: a convolution at full size is as fast as moving nine times the channels.
+    small = [i for i, m in enumerate(maps) if size[0] * size[1] >= 9 * m.shape[2] * m.shape[3]]
+    large = [i for i in range(len(maps)) if i not in small]
+    joined = torch.cat([enlarge(maps[i], size) for i in large], 1)
+    result = F.conv2d(joined, torch.cat([weights[i] for i in large], 1), padding=1)
+    for i in small:
+        result = result + _conv_of_one(maps[i], weights[i], size)
     return result
 
 
 def _conv_of_one(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
-    K = weight.shape[0]
-    # mixed: [B, 3 rows * 3 columns * K, h, w] -> [B, row of the kernel, column of it, K, h, w]
-    mixed = F.conv2d(x, weight.permute(2, 3, 0, 1).reshape(9 * K, -1, 1, 1)).unflatten(1, (3, 3, K))
-    down, right = _shifted(x, x.shape[2], size[0]), _shifted(x, x.shape[3], size[1])
-    wide = sum(mixed[:, :, j] @ right[j] for j in range(3))  # [B, row, K, h, W]
-    return sum(down[i].mT @ wide[:, i] for i in range(3))  # type: ignore[index, return-value]  # [B, K, H, W]
+    (B, C, h, w), (H, W), K = x.shape, size, weight.shape[0]
+    x = x.contiguous(memory_format=torch.channels_last)
+    down, right = _shifted(x, h, H), _shifted(x, w, W)
+    total = None  # [B, H, w * 3 columns of the kernel * K]
+    for i in range(3):
+        mixed = F.conv2d(x, weight[:, :, i].permute(2, 0, 1).reshape(3 * K, C, 1, 1))  # [B, 3 * K, h, w]
+        tall = down[i].mT @ mixed.permute(0, 2, 3, 1).reshape(B, h, w * 3 * K)
+        total = tall if total is None else total + tall
+    assert total is not None
+    wide = right.permute(2, 1, 0).reshape(W, w * 3) @ total.reshape(B * H, w * 3, K)
+    return wide.reshape(B, H, W, K).permute(0, 3, 1, 2)
 
 
 def _shifted(like: Tensor, short: int, long: int) -> Tensor:
