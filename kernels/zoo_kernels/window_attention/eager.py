@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo_kernels.window_attention.cross_cpu import cross_windows
 from zoo_kernels.window_attention.grouping import Span, gather, mask, padding_sum, scatter, spans
 
 CHUNK_BYTES = 1 << 20  # of a group's qkv that is worked on at a time, for each thread
@@ -60,6 +61,8 @@ def cross(
     if b == 0:
         return q.new_zeros(b, h, w, c)
     scale = (c // num_heads) ** -0.5 if scale is None else scale
+    if q.device.type == "cpu" and not torch.compiler.is_compiling():
+        return cross_windows(q, kv, num_heads, window, kv_window, bias, float(scale))
     inside = _keys_inside(kv, kv_window)
     x = _pad(q, window, None)
     query = _heads(_partition(x, window), num_heads)
