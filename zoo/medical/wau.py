@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from zoo.medical.layers import CONV, check_dims, resize, to_tuple
 from zoo_kernels.dense_attention import dense_attention
 from zoo_kernels.window_attention import window_cross_attention
+from zoo_kernels.window_attention.cross_cpu import cross_windows
 
 
 def relative_index(window: Sequence[int], stride: Sequence[int]) -> tuple[Tensor, int]:
@@ -71,6 +72,9 @@ def _volume_cross_attention(
 ) -> Tensor:
     """As :func:`zoo_kernels.window_attention.window_cross_attention`, for maps ``[B, D, H, W, C]``."""
     sizes = q.shape[1:-1]
+    if q.device.type == "cpu" and not torch.compiler.is_compiling():
+        scale = (q.shape[-1] // num_heads) ** -0.5
+        return cross_windows(q, kv, num_heads, window, kv_window, bias, scale)
     q_win = _windows(q, window).unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [B*n, h, T, d]
     k, v = _windows(kv, kv_window).unflatten(-1, (2, num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B*n, h, t, d]
     bias = bias[None]
@@ -142,7 +146,8 @@ class WindowAttentionUpsample(nn.Module):
         if small != tuple(-(-n // s) for n, s in zip(sizes, self.stride)):
             raise ValueError(f"the maps have sizes {sizes} and {small}: the coarse one has to be 1/{self.stride}")
         q = self.q(self.norm_q(lateral.movedim(1, -1)))
-        kv = self.kv(self.norm_kv(coarse.movedim(1, -1)))
+        c = coarse.movedim(1, -1).contiguous()  # [B, ..., coarse_dim], from which both branches begin
+        kv = self.kv(self.norm_kv(c))
         if self.dims == 2:
             out = window_cross_attention(
                 q,
@@ -154,9 +159,11 @@ class WindowAttentionUpsample(nn.Module):
             )
         else:
             out = _volume_cross_attention(q, kv, self.num_heads, self.window, self.kv_window, self.bias().to(q.dtype))
-        y = resize(self.residual(coarse), sizes).movedim(1, -1) + self.proj(out)
+        # The 1x1 convolution as a linear layer: the map stays channels-last, which is enlarged faster.
+        residual = F.linear(c, self.residual.weight.flatten(1), self.residual.bias)
+        y = self.proj(out).add_(resize(residual.movedim(-1, 1), sizes).movedim(1, -1))
         if self.mlp is not None:
-            y = y + self.mlp(y)
+            y = self.mlp(y).add_(y)
         return y.movedim(-1, 1)
 
 
