@@ -110,8 +110,8 @@ def conv_of_enlarged(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
 
     For maps that are much smaller than the first the sum runs in another order than in
     ``conv(cat([enlarge(m) for m in maps]))``: channels are mixed on the small map, for each of the nine positions of
-    the kernel, and what comes out is enlarged and shifted, along the columns and then along the rows. A map of a quarter
-    of the height and width costs a sixteenth of the multiplications.
+    the kernel, and what comes out is enlarged and shifted, along the columns and then along the rows. A map of a
+    quarter of the height and width costs a sixteenth of the multiplications.
 
     Args:
         maps: ``[B, C_i, h_i, w_i]``; the first has the size of the result.
