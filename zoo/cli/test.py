@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from zoo.cli import volumes
+from zoo.cli import masks, volumes
 from zoo.cli.output import print_json, print_table
 
 HELP = "evaluate a checkpoint, or predictions in files, on a config's test data"
@@ -20,8 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", nargs="?", help="safetensors or torch file, this project's or the authors'")
     parser.add_argument(
         "--predictions",
-        help="instead of a checkpoint, from any program: COCO results JSON, or a folder of label maps (NIfTI, NRRD)",
+        help="instead of a checkpoint, from any program: COCO results JSON, or a folder of label maps (PNG, NIfTI, "
+        "NRRD) or panoptic segments",
     )
+    masks.add_arguments(parser)
     parser.add_argument("--work-dir", help="where the log goes (default: beside the checkpoint)")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the config")
@@ -34,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if args.predictions is not None and volumes.is_label_folder(args.predictions):
         return volumes.test_predictions(args)
     if args.predictions is not None:
-        return _evaluate_file(args)
+        return masks.test_predictions(args) if Path(args.predictions).is_dir() else _evaluate_file(args)
     import torch
 
     from zoo.engine import launch
@@ -51,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     tables = _add_tables(config, out)
     boxes = _add_box_report(config, out)
     label_maps = volumes.add_report(config, out)
+    mask_tables = masks.add_report(config, out)
     with torch.autocast(local_device().type, dtype=torch.bfloat16, enabled=args.amp):
         metrics = launch.test(config, args.checkpoint, work_dir=out, options=args.cfg_options)
     if int(os.environ.get("RANK", 0)) == 0:
@@ -64,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
                 _report_boxes(out, masks=any("mask_AP" in name for name in plain))
             if label_maps:
                 volumes.print_report(out)
+            if mask_tables:
+                masks.print_report(out)
     return 0
 
 

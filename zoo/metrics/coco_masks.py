@@ -15,6 +15,7 @@ import numpy as np
 from zoo.data.coco import annotation_rle, has_segmentation
 from zoo.data.masks import compress_masks
 from zoo.metrics.coco import CocoBoxes, CocoResult, check_predictions, run_protocol, write_classes
+from zoo.segmentation.data_sample import boxes_of_masks
 
 
 def evaluate_masks(truth: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> CocoResult:
@@ -75,6 +76,14 @@ class CocoMasks(CocoBoxes):
     and ``precision_recall_masks.png`` too, and the predictions have their masks as run lengths. Arguments are those of
     :class:`~zoo.metrics.coco.CocoBoxes`.
     """
+
+    def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
+        """Keep truth and predictions of a batch; those of networks that find masks alone get their masks' boxes."""
+        for sample in data_samples:
+            found = sample["pred_instances"]
+            if "boxes" not in found and "masks" in found:
+                found["boxes"] = boxes_of_masks(found["masks"])
+        super().process(data_batch, data_samples)
 
     def more_of(self, sample: Mapping[str, Any], count: int) -> tuple[Any, ...]:
         """Masks as run lengths; a bool mask of each prediction would not fit into memory."""
