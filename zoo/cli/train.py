@@ -67,10 +67,12 @@ def _own_data(args: argparse.Namespace):
     from zoo.engine.own_data import own_data_config
     from zoo.engine.own_detection import is_detector, own_detection_config
     from zoo.engine.own_segmentation import data_format, is_segmenter, own_segmentation_config
+    from zoo.engine.own_volumes import is_volume_segmenter, own_volumes_config
 
     if args.model is None or args.data is None:
         raise ValueError("own data needs both --model and --data")
     detects, segments = is_detector(args.model), is_segmenter(args.model)
+    of_volumes = is_volume_segmenter(args.model)
     if int(os.environ.get("RANK", 0)) == 0:
         from zoo.cli.data import print_report
 
@@ -97,9 +99,13 @@ def _own_data(args: argparse.Namespace):
             )
         if detects and report.format not in ("coco", "voc", "yolo"):
             raise ValueError(f"{args.model} is a detector, and {args.data} holds no COCO, VOC or YOLO data; see above")
-        if any(p.kind in fatal for p in report.problems):
+        if of_volumes and report.format != "volumes":
+            raise ValueError(f"{args.model} is a network for volumes, and {args.data} holds none; see above")
+        if any(p.kind in fatal or (of_volumes and p.severity == "error") for p in report.problems):
             raise ValueError(f"{args.data} cannot be trained on; see above")
     names = ("epochs", "batch_size", "size", "lr", "weights", "mixer", "workers", "work_dir")
     options = {n: getattr(args, n) for n in names}
     make = own_detection_config if detects else own_segmentation_config if segments else own_data_config
+    if of_volumes:
+        make = own_volumes_config
     return make(args.model, args.data, **options, seed=args.seed or 0)

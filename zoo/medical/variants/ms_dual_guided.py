@@ -8,14 +8,14 @@ from zoo.medical.ms_dual_guided import MSDualGuided
 from zoo.registry import register_model, variant
 
 
-@register_model(task="medical", family="ms_dual_guided", input_size=256)
+@register_model(task="medical", kind="segmentation", family="ms_dual_guided", input_size=256)
 @variant(MSDualGuided)
 def ms_dual_guided_resnext101() -> dict[str, Any]:
     """The authors' network over ResNeXt-101 (32 x 8d)."""
     return dict(num_classes=5)
 
 
-@register_model(task="medical", family="ms_dual_guided", input_size=96)
+@register_model(task="medical", kind="segmentation", family="ms_dual_guided", input_size=96)
 @variant(MSDualGuided)
 def ms_dual_guided_nano() -> dict[str, Any]:
     """For slices of generated volumes: a ResNeXt of four blocks."""
