@@ -8,14 +8,21 @@ _HOMES = {
     "Digits": "zoo.data.digits",
     "ImageFolder": "zoo.data.image_folder",
     "ImageReadError": "zoo.data.loading",
+    "PhantomDataset": "zoo.data.phantom_dataset",
     "Shapes": "zoo.data.shapes",
     "ShapesDetection": "zoo.data.shapes_detection",
     "VocDetection": "zoo.data.voc",
+    "VolumeDataset": "zoo.data.volume_dataset",
     "YoloDetection": "zoo.data.yolo",
     "build_detection_transforms": "zoo.data.detection_transforms",
     "build_transforms": "zoo.data.transforms",
+    "build_volume_transforms": "zoo.data.volume_transforms",
     "check_folder": "zoo.data.check",
+    "find_volume_data": "zoo.data.volume_folder",
     "read_image": "zoo.data.loading",
+    "read_volume": "zoo.data.volumes",
+    "write_phantom": "zoo.data.phantom",
+    "write_volume": "zoo.data.volumes",
 }
 
 __all__ = sorted(_HOMES)

@@ -167,7 +167,7 @@ class Fingerprint:
         target = _three(spacing) if spacing is not None else facts.target_spacing()
         shapes = [np.array(c.shape) * c.spacing / np.array(target) for c in facts.cases]
         x, y, z = np.median(shapes, axis=0).round().clip(1).astype(int).tolist()
-        across = int(np.argmax(target)) if axis == "auto" else axis
+        across = axis if axis is None or isinstance(axis, int) else int(np.argmax(target))
         kept = [i for i in range(3) if i != across]
         budget = max_voxels or (2 * 128**3 if across is None else 12 * 512**2)
         if budget < 2 * min_map ** len(kept):

@@ -65,7 +65,7 @@ class Phantom:
         fine = 2 * nz
         z = (((np.arange(fine) + 0.5) / fine * 2 - 1 - shift[2]) / body[2])[None, None, :].astype(np.float32)
         voxel = 2 / (nx * body[0])  # side of a voxel in these coordinates
-        image = np.full((nx, ny, fine), _AIR, np.float32)
+        image: np.ndarray = np.full((nx, ny, fine), _AIR, np.float32)
         whole = (slice(None),) * 3
         _lay(image, whole, np.sqrt(x**2 + y**2) + 0 * z, 1.0, voxel, _FAT)
         _lay(image, whole, np.sqrt(x**2 + y**2) + 0 * z, rng.uniform(0.88, 0.94), voxel, _TISSUE + rng.normal(0, 5))
@@ -107,7 +107,7 @@ class Phantom:
 
     def _bias_field(self, rng: np.random.Generator) -> np.ndarray:
         """Float32 ``[X, Y, Z]`` around 1: products of a few long waves."""
-        field = 0.0
+        field: np.ndarray = np.zeros(self.size, np.float32)
         for _ in range(3):
             waves = [
                 np.sin(np.linspace(0, 1, n) * rng.uniform(1, 3) + rng.uniform(0, 2 * np.pi)).astype(np.float32)

@@ -229,7 +229,8 @@ class VolumeDataset(Dataset):
             size.insert(self.axis, 1)
         start = _start(rng, entry["places"], shape, size, self.foreground)
         box = tuple(slice(max(s, 0), s + n) for s, n in zip(start, size))
-        image, label = entry["image"][(slice(None), *box)], entry["label"][box]
+        all_channels = (slice(None), *box)
+        image, label = entry["image"][all_channels], entry["label"][box]
         short = [(-min(s, 0), n - have + min(s, 0)) for s, n, have in zip(start, size, label.shape)]
         if any(b or a for b, a in short):
             image, label = np.pad(image, [(0, 0), *short]), np.pad(label, short)

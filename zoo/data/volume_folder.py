@@ -356,7 +356,8 @@ def _plain(root: Path) -> VolumeFolder | None:
         images.setdefault(name, []).append(str(file))
     if not images or not labels:
         return None
-    cases, tests = [], []
+    cases: list[VolumeCase] = []
+    tests: list[VolumeCase] = []
     for name, files in images.items():
         label = next((labels[name + s] for s in _LABEL_SUFFIXES if name + s in labels), None)
         (tests if label is None else cases).append(VolumeCase(name, tuple(files), label))
