@@ -1,5 +1,7 @@
 """Axes, spacings and intensities of volumes, against nibabel, scipy, SimpleITK and MONAI."""
 
+import itertools
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -106,6 +108,23 @@ def test_a_result_comes_back_to_the_grid_of_the_file(orientation, spacing):
     assert (scores.argmax(0) == labels).mean() > 0.9
     copy = Preparation.from_dict(preparation.to_dict(1))
     np.testing.assert_array_equal(copy.image(image).data, prepared.data)
+
+
+ALL = ["".join(p) for letters in itertools.product("RL", "AP", "SI") for p in itertools.permutations(letters)]
+
+
+@pytest.mark.parametrize("codes", ALL)
+def test_every_orientation_of_a_file_comes_back_exactly(codes):
+    shape = (5, 4, 3)
+    original = volume(shape, codes)
+    labels = np.arange(60).reshape(shape).astype(np.uint8)
+    for target in ("RAS", "PIR"):
+        preparation = Preparation(orientation=target)
+        turned = preparation.label(Volume(labels, original.affine, original.spacing))
+        assert axis_codes(turned.affine) == target
+        np.testing.assert_array_equal(preparation.restore(turned.data, original), labels)
+        scores = np.stack([turned.data, turned.data * 2]).astype(np.float32)
+        np.testing.assert_array_equal(preparation.restore(scores, original)[1], labels * 2.0)
 
 
 def test_normalisations_are_those_of_monai_or_of_numpy():
