@@ -57,41 +57,40 @@ def panoptic_counts(
     real_ids, real = _compact(truth)
     found_info = _described(found_ids, predicted_segments, num_classes, f"{name}: the prediction", strict=True)
     real_info = _described(real_ids, true_segments, num_classes, f"{name}: the truth", strict=False)
-    width = len(found_ids)
-    inner = np.bincount(real.ravel() * width + found.ravel(), minlength=len(real_ids) * width)
-    inner = inner.reshape(len(real_ids), width)  # [true segments, predicted segments] pixels
-    real_area, found_area = inner.sum(1), inner.sum(0)
-    void = inner[real_ids == 0].sum(0)  # of each predicted segment
+    pairs = _intersections(real, found, len(real_ids), len(found_ids))
+    real_area = np.bincount(real.ravel(), minlength=len(real_ids))
+    found_area = np.bincount(found.ravel(), minlength=len(found_ids))
+    void = np.zeros(len(found_ids), np.int64)  # of each predicted segment
+    for i, j, n in pairs:
+        if real_ids[i] == 0:
+            void[j] = n
     counts = np.zeros((num_classes, 4))
     matched_real, matched_found = set(), set()
-    for i, j in zip(*np.nonzero(inner)):
-        if real_info[i] is None or found_info[j] is None:
+    for i, j, n in pairs:
+        true_info, info = real_info[i], found_info[j]
+        if true_info is None or info is None or true_info[1] or true_info[0] != info[0]:
             continue
-        (label, crowd), (predicted_label, _) = real_info[i], found_info[j]
-        if crowd or label != predicted_label:
-            continue
-        iou = inner[i, j] / (real_area[i] + found_area[j] - inner[i, j] - void[j])
+        iou = n / (real_area[i] + found_area[j] - n - void[j])
         if iou > 0.5:
-            counts[label] += (iou, 1, 0, 0)
+            counts[info[0]] += (iou, 1, 0, 0)
             matched_real.add(i)
             matched_found.add(j)
     position = {int(n): i for i, n in enumerate(real_ids)}
-    crowds: dict[int, int] = {}
+    crowds: dict[int, int | None] = {}  # class -> the last crowd that is listed
     for segment in true_segments:
         at = position.get(int(segment["id"]))
         if segment.get("is_crowd"):
-            crowds[int(segment["label"])] = -1 if at is None else at
+            crowds[int(segment["label"])] = at
         elif at is None or at not in matched_real:
             counts[int(segment["label"])] += (0, 0, 0, 1)
+    outside = void.copy()
+    for i, j, n in pairs:
+        info = found_info[j]
+        if info is not None and crowds.get(info[0]) == i:
+            outside[j] += n
     for j, info in enumerate(found_info):
-        if info is None or j in matched_found:
-            continue
-        label = info[0]
-        outside = int(void[j])
-        if crowds.get(label, -1) >= 0:
-            outside += int(inner[crowds[label], j])
-        if outside / found_area[j] <= 0.5:
-            counts[label] += (0, 0, 1, 0)
+        if info is not None and j not in matched_found and outside[j] / found_area[j] <= 0.5:
+            counts[info[0]] += (0, 0, 1, 0)
     return counts
 
 
@@ -105,6 +104,18 @@ def _compact(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return present, table[ids]
     present, inverse = np.unique(ids, return_inverse=True)
     return present, inverse.reshape(ids.shape)
+
+
+def _intersections(real: np.ndarray, found: np.ndarray, height: int, width: int) -> list[tuple[int, int, int]]:
+    """True segment, predicted segment and common pixels, for each pair that has any."""
+    codes = real.ravel().astype(np.int64) * width + found.ravel()
+    if height * width <= max(4 * codes.size, 1 << 16):
+        counts = np.bincount(codes, minlength=height * width)
+        present = np.flatnonzero(counts)
+        counts = counts[present]
+    else:  # many segments, of which few meet
+        present, counts = np.unique(codes, return_counts=True)
+    return list(zip((present // width).tolist(), (present % width).tolist(), counts.tolist()))
 
 
 def _described(
