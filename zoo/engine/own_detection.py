@@ -55,7 +55,7 @@ def detector_name(model: str, small: bool) -> str:
         raise UnknownNameError(f"no detector {model!r}{did_you_mean(model, [*known, *families])}")
     nano = [n for n in names if n.endswith("_nano")]
     if small and nano:
-        return nano[0]
+        return f"{model}_nano" if f"{model}_nano" in nano else nano[0]
     return min([n for n in names if n not in nano] or names, key=lambda n: ("50" not in n, len(n), n))
 
 
