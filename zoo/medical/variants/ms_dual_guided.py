@@ -21,6 +21,6 @@ def ms_dual_guided_nano() -> dict[str, Any]:
     """For slices of generated volumes: a ResNeXt of four blocks."""
     return dict(
         num_classes=5,
-        dim=16,
+        dim=8,
         backbone=dict(stem=16, planes=(8, 16, 32, 64), layers=(1, 1, 1, 1), groups=4, base_width=32),
     )
