@@ -1,5 +1,6 @@
 """Patches, slices and whole volumes of a data set of volumes."""
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -224,6 +225,24 @@ def test_slices_across_an_axis(phantom, axis):
     assert dataset(phantom, "val", axis=axis)[0]["inputs"].shape == (1, *SIZE)
     only = dataset(phantom, axis=axis, foreground=1.0, samples_per_volume=4)
     assert all(bool(only[i]["data_samples"].gt_label.any()) for i in range(len(only)))
+
+
+def test_several_channels_of_one_file(phantom, own):
+    """The Decathlon's modalities lie in one 4-D file; each is normalised by itself."""
+    found = find_volume_data(own)
+    for case in found.cases:
+        image = nib.load(case.images[0])
+        array = image.get_fdata()
+        nib.save(nib.Nifti1Image(np.stack([array, 1000 - array], -1).astype(np.int16), image.affine), case.images[0])
+    content = json.loads((own / "dataset.json").read_text())
+    (own / "dataset.json").write_text(json.dumps({**content, "modality": {"0": "CT", "1": "negative"}}))
+    data = dataset(own, patch_size=(8, 8, 8), normalisation=["zscore", "none"])
+    x = data[0]["inputs"]
+    assert x.shape == (2, 8, 8, 8)
+    assert data.channels == ("CT", "negative")
+    one = dataset(phantom, patch_size=(8, 8, 8), normalisation="none")[0]["inputs"]
+    assert torch.equal(x[1], 1000 - one[0])
+    assert torch.equal(x[0], dataset(phantom, patch_size=(8, 8, 8))[0]["inputs"][0])
 
 
 # -- faults ---------------------------------------------------------------------------------------------------------

@@ -162,6 +162,20 @@ def test_plain_with_channels_in_files(tmp_path):
         find_volume_data(tmp_path)
 
 
+def test_plain_with_dicom_series(tmp_path):
+    for name in ("a", "b"):
+        put(tmp_path / "labels" / f"{name}.nii.gz")
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "1.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 8)
+    (tmp_path / "images" / "notes").mkdir()
+    (tmp_path / "images" / "notes" / "a.txt").write_text("no series")
+    found = find_volume_data(tmp_path)
+    assert is_volume_folder(tmp_path)
+    assert names(found.cases) == ["a", "b"]
+    assert found.test_cases == []
+    assert relative(found.cases[0], tmp_path) == ["images/a", "labels/a.nii.gz"]
+
+
 @pytest.mark.parametrize(
     "labels, message",
     [

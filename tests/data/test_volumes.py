@@ -153,6 +153,17 @@ def test_sheared_affine_is_read_with_a_warning_and_written_back(tmp_path, array,
     np.testing.assert_array_equal(written.affine, nib.load(path).affine)
 
 
+def test_spacing_is_the_affines_where_pixdim_differs(tmp_path, array, caplog):
+    path = save(tmp_path / "a.nii", array)
+    content = bytearray(path.read_bytes())
+    content[80:84] = np.float32(5).tobytes()  # pixdim[1]
+    content[252:254] = np.int16(0).tobytes()  # qform_code, whose spacing is pixdim's
+    path.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        assert read_volume(path).spacing == pytest.approx((0.7, 0.9, 3.0))
+    assert "the affine's spacing, 0.7 x 0.9 x 3 mm, is taken; pixdim is 5 x 0.9 x 3 mm" in caplog.text
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nan_is_an_error_or_replaced(tmp_path, array, value):
     image = array.astype(np.float32)
@@ -275,6 +286,19 @@ def test_header_is_kept_to_the_byte(tmp_path, array, kind):
     np.testing.assert_array_equal(np.asarray(written.dataobj), labels)
     np.testing.assert_array_equal(written.affine, nib.load(tmp_path / "a.nii").affine)
     assert written.header.get_zooms() == nib.load(tmp_path / "a.nii").header.get_zooms()
+
+
+def test_header_extensions_are_read_over_and_left_out(tmp_path, array):
+    image = nib.Nifti1Image(array, oblique())
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"name of the patient"))
+    nib.save(image, tmp_path / "a.nii")
+    assert b"patient" in (tmp_path / "a.nii").read_bytes()
+    volume = read_volume(tmp_path / "a.nii")
+    np.testing.assert_array_equal(volume.data, array)
+    content = write_volume(tmp_path / "b.nii", array, volume).read_bytes()
+    assert b"patient" not in content
+    assert len(content) == 352 + array.nbytes
+    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "b.nii").dataobj), array)
 
 
 @pytest.mark.parametrize(

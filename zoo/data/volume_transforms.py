@@ -26,7 +26,7 @@ def build_volume_transforms(
     """Transforms of a recipe for normalised patches, 3-D or 2-D.
 
     - "light": brightness and contrast, a little noise; costs less than cutting the patch.
-    - "full": also rotation about every axis and scaling (one interpolation), blur and gamma, after nnU-Net's choice.
+    - "full": also rotation about every axis and scaling (in voxels, by one interpolation), blur and gamma, after nnU-Net's choice.
 
     Args:
         recipe: one of :data:`RECIPES`.

@@ -110,6 +110,8 @@ def read_volume(
         allow_missing_affine: take a NIfTI file whose sform and qform codes are both 0 (it doesn't say where it lies)
             with the spacing in its pixdim, axes taken for those of RAS+; otherwise an error.
 
+    Where affine and pixdim disagree on the spacing, the affine's is taken, with a warning.
+
     Axes that do not stand at right angles (a tilted gantry) are accepted with a warning: labels are right, distances in
     mm along the axes are not those in the patient; see :attr:`Volume.shear`.
 
@@ -299,6 +301,11 @@ def _read_nifti(path: str, label: bool, allow_missing_affine: bool) -> tuple[np.
         affine = np.diag([*spacing, 1.0])
     else:
         affine = np.array(image.affine, np.float64)
+        zooms = np.asarray(header.get_zooms()[:3], np.float64)
+        if np.abs(zooms - spacing_of(affine)).max() > 0.01 * zooms.max():
+            logger.warning(
+                "%s: the affine's spacing, %s, is taken; pixdim is %s", path, _mm(spacing_of(affine)), _mm(zooms)
+            )
     if data.ndim > 3 and data.size == np.prod(data.shape[:3]):
         data = data.reshape(data.shape[:3])
     return data.reshape(data.shape[:4]), affine, header
