@@ -25,8 +25,9 @@ def build_volume_transforms(
 ) -> Augment | None:
     """Transforms of a recipe for normalised patches, 3-D or 2-D.
 
-    - "light": brightness and contrast, a little noise; costs less than cutting the patch.
-    - "full": also rotation about every axis and scaling (in voxels, by one interpolation), blur and gamma, after nnU-Net's choice.
+    - "light": brightness and contrast, a little noise.
+    - "full": also rotation about every axis and scaling (in voxels, by one interpolation), blur and gamma, after
+      nnU-Net's choice.
 
     Args:
         recipe: one of :data:`RECIPES`.
