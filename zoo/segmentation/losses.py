@@ -179,6 +179,7 @@ class Lovasz(PixelLoss):
         self.loss = LovaszLoss("multiclass", ignore_index=ignore_index)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        logits = logits.float()  # the library's weights are of single precision
         if not self.per_image:
             return self.loss(logits, labels)
         counted = (labels != self.ignore_index).flatten(1).any(1).tolist()
