@@ -220,6 +220,7 @@ def test_own_data_is_tested_as_its_predictions_are(trained, shapes, capsys):
     assert {"coco/AP", "coco/mask_AP", "coco/mask_AR100"} <= set(by_model)
     predictions = trained / "test" / "predictions.json"
     entries = json.loads(predictions.read_text())
+    assert entries
     assert all(e["segmentation"]["size"] == [64, 64] for e in entries)
     again = ["--predictions", str(predictions), "--work-dir", str(trained / "again")]
     for source in (str(shapes / "annotations" / "instances_val.json"), file):

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from zoo.cli import volumes
+from zoo.cli import bags, volumes
 from zoo.cli.output import track
 
 HELP = "predict images, videos and volumes: files, folders, patterns, addresses; JSON lines, pictures, label maps"
@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     from zoo.inference.results import picture_name
     from zoo.inference.sources import count
 
+    if bags.wanted(args):
+        return bags.predict(args)
     if not is_exported(args.model_or_config) and task_of(args.model_or_config) == "medical":
         return volumes.predict(args)
     for option in volumes.given_for_volumes(args):
@@ -124,7 +126,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _given(args: argparse.Namespace, name: str) -> bool:
-    return getattr(args, name) not in (None, False)
+    value = getattr(args, name)
+    return value is not None and value is not False  # a threshold of 0 is given
 
 
 def _line(result) -> str:
