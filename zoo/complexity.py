@@ -19,8 +19,9 @@ def count_flops(model: nn.Module, image_size: int | Sequence[int], in_chans: int
     """Multiply-accumulates of one image ("FLOPs" as papers give them): matrix products, convolutions, attention.
 
     Args:
-        model: takes ``[1, in_chans, H, W]``, or volumes ``[1, in_chans, X, Y, Z]``.
-        image_size: pixels, one number of a square, (H, W), or (X, Y, Z) of a volume.
+        model: takes ``[1, in_chans, H, W]``, or volumes ``[1, in_chans, X, Y, Z]``, or bags ``[1, N, D]``.
+        image_size: pixels, one number of a square, (H, W), or (X, Y, Z) of a volume, or (N, D) of a bag.
+        in_chans: channels; 0 for an input without that axis.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     device = next(model.parameters()).device
@@ -31,7 +32,7 @@ def count_flops(model: nn.Module, image_size: int | Sequence[int], in_chans: int
         p.requires_grad_(False)
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, in_chans, *size, device=device))
+            model(torch.empty(1, *([in_chans] if in_chans else []), *size, device=device))
     finally:
         for p in trainable:
             p.requires_grad_(True)

@@ -66,7 +66,11 @@ def options(phantom: Path) -> dict:
         "log_level": "WARNING",
         "stages": [
             dict(name="liver", train_dataloader=dict(dataset=dict(organs=["liver"]))),
-            dict(name="spleen", train_dataloader=dict(dataset=dict(organs=["spleen", "kidney"])), model=dict(num_classes=3)),
+            dict(
+                name="spleen",
+                train_dataloader=dict(dataset=dict(organs=["spleen", "kidney"])),
+                model=dict(num_classes=3),
+            ),
         ],
     }  # fmt: skip
     return given

@@ -51,6 +51,8 @@ class GatedACMIL(nn.Module):
         ValueError: an argument outside the above, or a bag of another shape than ``[1, N, in_dim]``.
     """
 
+    in_chans = 0  # a bag has no axis of channels
+
     def __init__(
         self,
         in_dim: int = 512,
@@ -64,7 +66,8 @@ class GatedACMIL(nn.Module):
     ):
         super().__init__()
         _check_masking(branches, masked_patches, mask_drop)
-        self.in_dim, self.masked_patches, self.mask_drop = in_dim, masked_patches, mask_drop
+        self.in_dim, self.num_classes = in_dim, num_classes
+        self.masked_patches, self.mask_drop = masked_patches, mask_drop
         self.project = FeatureProjection(in_dim, dim)
         self.attention = GatedScores(dim, hidden, branches)
         self.branches = nn.ModuleList(nn.Linear(dim, num_classes) for _ in range(branches))
@@ -99,6 +102,8 @@ class QueryACMIL(nn.Module):
         num_heads: heads, which divide ``dim``.
     """
 
+    in_chans = 0  # a bag has no axis of channels
+
     def __init__(
         self,
         in_dim: int = 512,
@@ -111,7 +116,8 @@ class QueryACMIL(nn.Module):
     ):
         super().__init__()
         _check_masking(branches, masked_patches, mask_drop)
-        self.in_dim, self.masked_patches, self.mask_drop = in_dim, masked_patches, mask_drop
+        self.in_dim, self.num_classes = in_dim, num_classes
+        self.masked_patches, self.mask_drop = masked_patches, mask_drop
         self.project = FeatureProjection(in_dim, dim)
         self.queries = nn.Parameter(torch.randn(1, branches, dim) * 1e-6)
         self.attention = nn.ModuleList(QueryPooling(dim, num_heads) for _ in range(branches))

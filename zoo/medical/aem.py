@@ -28,11 +28,13 @@ class ABMIL(nn.Module):
         ValueError: a bag of another shape than ``[1, N, in_dim]``.
     """
 
+    in_chans = 0  # a bag has no axis of channels
+
     def __init__(
         self, in_dim: int = 512, dim: int = 256, num_classes: int = 2, hidden: int = 128, dropout: float = 0.0
     ):
         super().__init__()
-        self.in_dim = in_dim
+        self.in_dim, self.num_classes = in_dim, num_classes
         self.project = FeatureProjection(in_dim, dim)
         self.attention = GatedScores(dim, hidden)
         self.dropout = nn.Dropout(dropout)
@@ -53,9 +55,11 @@ class QueryMIL(nn.Module):
         num_heads: heads, which divide ``dim``.
     """
 
+    in_chans = 0  # a bag has no axis of channels
+
     def __init__(self, in_dim: int = 512, dim: int = 256, num_classes: int = 2, num_heads: int = 8):
         super().__init__()
-        self.in_dim = in_dim
+        self.in_dim, self.num_classes = in_dim, num_classes
         self.project = FeatureProjection(in_dim, dim)
         self.query = nn.Parameter(torch.randn(1, 1, dim) * 1e-6)
         self.attention = QueryPooling(dim, num_heads)
@@ -83,6 +87,8 @@ class DSMIL(nn.Module):
         ValueError: a bag of another shape than ``[1, N, in_dim]``.
     """
 
+    in_chans = 0  # a bag has no axis of channels
+
     def __init__(
         self,
         in_dim: int = 512,
@@ -93,7 +99,7 @@ class DSMIL(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.in_dim = in_dim
+        self.in_dim, self.num_classes = in_dim, num_classes
         self.patches = nn.Linear(in_dim, num_classes)
         self.query: nn.Module = nn.Linear(in_dim, dim)
         if nonlinear:

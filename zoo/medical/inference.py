@@ -281,8 +281,9 @@ def from_export(network: Any, facts: dict[str, Any], **options: Any) -> VolumePr
     raise ValueError(f"the exported file of {facts.get('model')!r} is of a task that has no exported files")
 
 
-def load_predictor(model: Any, weights: str | os.PathLike[str] | None = None, **options: Any) -> VolumePredictor:
-    """A :class:`VolumePredictor` of a model's name, a config or a model.
+def load_predictor(model: Any, weights: str | os.PathLike[str] | None = None, **options: Any) -> Any:
+    """A :class:`VolumePredictor` of a model's name, a config or a model; a
+    :class:`~zoo.medical.bag_inference.BagPredictor` of one for bags of patches.
 
     Grid, intensities, classes and ids are those that the checkpoint records, else those of the config's test data;
     ``preparation``, ``classes`` and ``label_ids`` among the options go before both.
@@ -297,6 +298,10 @@ def load_predictor(model: Any, weights: str | os.PathLike[str] | None = None, **
     from zoo.weights.load import load_weights
 
     _refuse_size(options)
+    from zoo.medical.bag_inference import is_bag_model, load_bag_predictor
+
+    if is_bag_model(model):
+        return load_bag_predictor(model, weights, **options)
     if isinstance(model, nn.Module):
         wrapped = model if isinstance(model, VolumeSegmenter) else VolumeSegmenter(model)
         meta = {} if weights is None else _meta(weights)
