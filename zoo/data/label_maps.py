@@ -54,6 +54,8 @@ def label_lookup(
         raise ValueError(
             f"ignore_index={ignore_index}: accepted are {num_classes} (no class of {num_classes}) to {MAX_VALUES - 1}"
         )
+    if label_map is None and reduce_zero_label and ignore_index == num_classes:
+        raise ValueError(f"ignore_index={ignore_index} in a file would be class {num_classes - 1} too; take another")
     lookup = np.full(MAX_VALUES, _FAULT, np.int32)
     pairs = {i: i for i in range(num_classes + bool(reduce_zero_label))} if label_map is None else dict(label_map)
     for number, label in pairs.items():
@@ -67,8 +69,6 @@ def label_lookup(
             )
         lookup[number] = label
     if label_map is None or ignore_index not in label_map:
-        if lookup[ignore_index] not in (_FAULT, ignore_index):
-            raise ValueError(f"ignore_index={ignore_index} in a file would be class {lookup[ignore_index]}")
         lookup[ignore_index] = ignore_index
     return lookup
 
