@@ -58,6 +58,28 @@ def test_is_the_weighted_mean_of_the_windows(size, window, overlap, weighting):
     assert torch.equal(labels.long(), expected.argmax(1))
 
 
+@pytest.mark.parametrize("output", ["logits", "probabilities"])
+def test_a_network_on_another_device_than_the_volume(output):
+    """The slab is then on the network's device, and finished slices are copied: "cpu:0" is told apart from "cpu"."""
+    from zoo.medical import sliding
+
+    net = network(3)
+    volume = torch.randn(2, 2, 17, 12, 9)
+    expected = sliding_window(net, volume, (8, 6, 9), overlap=0.6, output=output)
+    made = sliding._Slab.for_volume.__func__
+
+    def apart(cls, volume, classes, axes, stream, kind, dtype, device):
+        slab = made(cls, volume, classes, axes, stream, kind, dtype, torch.device("cpu", 0))
+        assert not slab.inside
+        assert slab.sums.shape[1 + stream] == (8, 6, 9)[stream]
+        return slab
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sliding._Slab, "for_volume", classmethod(apart))
+        found = sliding_window(net, volume, (8, 6, 9), overlap=0.6, output=output)
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("overlap", [0.25, 0.5, 0.7])
 @pytest.mark.parametrize(
     "size, window", [((20, 33, 14), (16, 8, 10)), ((10, 5, 24), (8, 8, 8)), ((3, 4, 5), (8, 8, 9))]

@@ -51,7 +51,9 @@ def sliding_window(
         window: size along each axis; an int for all, None or -1 for the whole side. Where a side is shorter than the
             window, the volume is taken as padded on both sides.
         overlap: share of a window that the next one covers too, 0 up to (not including) 1; one for all axes or each.
-        weighting: "gaussian" trusts the middle of a window more than its rim; "constant" takes the mean.
+        weighting: "gaussian" trusts the middle of a window more than its rim (standard deviation an eighth of each
+            side; MONAI's is the same down to weights of 0.001, below which its windows count alike); "constant" takes
+            the mean.
         batch: windows the network gets at once.
         mirror_axes: spatial axes (0, 1, 2) that are mirrored: the mean over all their combinations is taken.
         axis: slice-wise: the network is 2-D, gets slices across this spatial axis, and ``window`` is of the two others.
@@ -194,11 +196,15 @@ def _run(network: Callable[[Tensor], Tensor], x: Tensor, squeezed: int | None) -
 
 
 class _Slab:
-    """Sums of the windows that stand at one place of the streamed axis; what no later window touches is handed on."""
+    """Sums of the windows that stand at one place of the streamed axis; what no later window touches is handed on.
 
-    def __init__(self, sums: Tensor, result: Tensor, axes: list[_Axis], stream: int, output: str):
+    Where the result is of floats on the same device, sums are taken in the result itself (``inside``), and handing on
+    is only what is done with the finished slices.
+    """
+
+    def __init__(self, sums: Tensor, result: Tensor, axes: list[_Axis], stream: int, output: str, inside: bool):
         self.sums, self.result, self.axes, self.stream, self.output = sums, result, axes, stream, output
-        self.item, self.low = 0, 0
+        self.item, self.low, self.inside = 0, 0, inside
         self._maps: dict[tuple[int, ...], Tensor] = {}
         self._weights = [[w.to(sums) for w in axis.weights] for axis in axes]
         self._alike = [[_first_equal(own, i) for i in range(len(own))] for own in self._weights]
@@ -216,13 +222,16 @@ class _Slab:
     ) -> _Slab:
         """A slab ``[K, *size]`` that is ``window`` thick along the streamed axis, and the empty result."""
         sides = list(volume.shape[2:])
-        if output == "labels":
-            kind = torch.uint8 if classes <= 256 else torch.int16
-            result = torch.empty([volume.shape[0], *sides], dtype=kind, device=volume.device)
+        if output != "labels":
+            result = torch.zeros([volume.shape[0], classes, *sides], dtype=dtype, device=volume.device)
+            if device == volume.device:
+                return cls(result[0], result, axes, stream, output, True)
         else:
-            result = torch.empty([volume.shape[0], classes, *sides], dtype=dtype, device=volume.device)
+            kind = torch.uint8 if classes <= 256 else torch.int16
+            result = torch.zeros([volume.shape[0], *sides], dtype=kind, device=volume.device)
         sides[stream] = min(axes[stream].window, sides[stream])
-        return cls(torch.zeros([classes, *sides], dtype=dtype, device=device), result, axes, stream, output)
+        sums = torch.zeros([classes, *sides], dtype=dtype, device=device)
+        return cls(sums, result, axes, stream, output, False)
 
     def add(self, place: _Place, found: Tensor) -> None:
         """Add a window's outputs ``[K, *window]``; places come volume by volume, along the streamed axis."""
@@ -230,6 +239,8 @@ class _Slab:
         if place.item != self.item:
             self._hand_on(self.axes[self.stream].size - self.low)
             self.item, self.low = place.item, 0
+            if self.inside:
+                self.sums = self.result[self.item]
         if low != self.low:
             self._hand_on(low - self.low)
             self.low = low
@@ -237,7 +248,8 @@ class _Slab:
         for a, axis in enumerate(self.axes):
             start, (inside, behind) = axis.starts[place.at[a]], axis.inside(place.at[a])
             found = found.narrow(a + 1, inside - start, behind - inside)
-            target = target.narrow(a + 1, inside - (self.low if a == self.stream else 0), behind - inside)
+            first = 0 if self.inside or a != self.stream else self.low
+            target = target.narrow(a + 1, inside - first, behind - inside)
         target.addcmul_(found.to(target.dtype), self._map(place))
 
     def _map(self, place: _Place) -> Tensor:
@@ -253,11 +265,17 @@ class _Slab:
         return self._maps[key]
 
     def _hand_on(self, count: int) -> None:
-        """Turn the first ``count`` slices into results, and move the rest to the front."""
+        """Turn the first ``count`` slices that are not handed on yet into results."""
         along, thick = self.stream + 1, self.sums.shape[self.stream + 1]
+        if self.inside:
+            sums = self.sums.narrow(along, self.low, count)
+            ready = self._finished(sums)
+            if ready is not sums:
+                sums.copy_(ready)
+            return
         ready = self._finished(self.sums.narrow(along, 0, count))  # [K, *slices], of labels [*slices]
         self.result[self.item].narrow(along - (self.output == "labels"), self.low, count).copy_(ready)
-        for begin in range(0, thick - count, count):  # in pieces that do not overlap themselves
+        for begin in range(0, thick - count, count):  # the rest to the front, in pieces that do not overlap themselves
             length = min(count, thick - count - begin)
             self.sums.narrow(along, begin, length).copy_(self.sums.narrow(along, begin + count, length))
         self.sums.narrow(along, thick - count, count).zero_()
@@ -272,7 +290,7 @@ class _Slab:
             return sums
         if self.output == "probabilities":
             return sums.softmax(0) if sums.shape[0] > 1 else sums.sigmoid()
-        return sums.argmax(0) if sums.shape[0] > 1 else sums[0] > 0
+        return sums.max(0).indices if sums.shape[0] > 1 else sums[0] > 0
 
     def finish(self) -> Tensor:
         """The result, when the last window has been added."""
