@@ -171,3 +171,26 @@ def test_what_is_not_supported_is_refused():
     other = importer("hf_maskformer")
     with pytest.raises(ValueError, match="auxiliary_loss"):
         other.config_from_official(other.ENTRY, dict(decoder_config=dict(auxiliary_loss=True)))
+
+
+def test_the_pixel_decoder_alone():
+    from transformers.models.mask2former.modeling_mask2former import Mask2FormerPixelDecoder
+
+    from zoo.segmentation.pixel_decoder import DeformablePixelDecoder
+
+    torch.manual_seed(0)
+    channels = (8, 16, 24, 32)
+    config = transformers.Mask2FormerConfig(feature_size=64, mask_feature_size=32, encoder_layers=2)
+    theirs = Mask2FormerPixelDecoder(config, list(channels)).eval()
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.copy_(torch.randn_like(p) * 0.1)
+    ours = DeformablePixelDecoder(channels, 64, 32, num_layers=2).eval()
+    ours.load_state_dict(importer("hf_mask2former").pixel_decoder_names(theirs.state_dict()))
+    maps = [torch.randn(2, c, s, s + 3) for c, s in zip(channels, (33, 17, 9, 5))]
+    with torch.no_grad():
+        found, levels = ours(maps)
+        expected = theirs(maps)
+    assert relative(found, expected.mask_features) <= 1e-4
+    for mine, its in zip(levels, expected.multi_scale_features):
+        assert relative(mine, its) <= 1e-4

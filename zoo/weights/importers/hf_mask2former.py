@@ -95,6 +95,12 @@ def config_from_official(entry: str, kwargs: Mapping[str, Any]) -> dict[str, Any
     return dict(type=MaskSegmenter, backbone=_hf_masks.backbone_config(entry, kwargs), network=network)
 
 
+def pixel_decoder_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of transformers' pixel decoder alone under the names of ours; raises KeyError for other keys."""
+    whole = _NAMES.convert({_PIXELS + k: v for k, v in state.items()})
+    return {k.removeprefix("pixel_decoder."): v for k, v in whole.items()}
+
+
 def convert_state_dict(entry: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """transformers' state dict to ours; raises KeyError for a key that the model has not."""
     return _hf_masks.convert(_hf.split_projections(state), _NAMES)
