@@ -68,10 +68,14 @@ def test_segformer_is_transformers(size):
 @pytest.mark.parametrize("kind", ["swin", "convnext"])
 def test_upernet_is_transformers(kind):
     transformers = pytest.importorskip("transformers")
-    make = {"swin": transformers.SwinConfig, "convnext": transformers.ConvNextConfig}[kind]
-    config = transformers.UperNetConfig(
-        backbone_config=make(out_features=["stage1", "stage2", "stage3", "stage4"]), num_labels=150
-    )
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    backbone = {
+        "swin": lambda: transformers.SwinConfig(out_features=stages),
+        "convnext": lambda: transformers.ConvNextConfig(
+            out_features=stages, hidden_sizes=[96, 192, 384, 768], depths=[3, 3, 9, 3]
+        ),
+    }[kind]()
+    config = transformers.UperNetConfig(backbone_config=backbone, num_labels=150)
     with torch.device("meta"):
         theirs = transformers.UperNetForSemanticSegmentation(config).state_dict()
         ours = build(f"upernet_{kind}_tiny", MODELS).state_dict()

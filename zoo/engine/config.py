@@ -404,6 +404,12 @@ def _resolve(file: str, path: str, kind: Any) -> Callable[..., Any] | None:
         if not callable(kind):
             raise ConfigError(f"{file}: {path} is {kind!r}; a class, a function or a name is expected")
         return kind
+    if "segmenter." in path:  # names of heads, "timm:..." and "torchvision:..."
+        from zoo.segmentation.backbone import PREFIXES
+        from zoo.segmentation.segmenter import HEADS
+
+        prefix, colon, _ = kind.partition(":")
+        kind = PREFIXES[prefix][0] if colon and prefix in PREFIXES else HEADS.get(kind, kind)
     if "." in kind:
         from mmengine.utils import get_object_from_string
 
@@ -420,5 +426,10 @@ def _resolve(file: str, path: str, kind: Any) -> Callable[..., Any] | None:
         registry = getattr(known, name)
         if isinstance(registry, known.Registry) and kind in registry.module_dict:
             return registry.module_dict[kind]
+    if path.startswith("model.loss"):
+        from zoo.segmentation.losses import LOSSES
+
+        if kind in LOSSES:
+            return LOSSES.get(kind)
     names = [*MODELS.names(), *MIXERS.names()]
     raise ConfigError(f"{file}: {path}: unknown name {kind!r}{did_you_mean(kind, names)}")

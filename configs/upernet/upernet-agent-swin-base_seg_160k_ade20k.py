@@ -1,0 +1,24 @@
+"""UPerNet, Agent-Swin-B, ADE20K, 160,000 iterations.
+
+Command:   torchrun --nproc_per_node 8 -m zoo.cli train upernet-agent-swin-base_seg_160k_ade20k
+Hardware:  written for 8 GPUs with 2 images each (global batch 16)
+Time:      not measured here
+Score:     reported, not reproduced: 48.73 mIoU on the validation images
+           (github.com/LeapLabTHU/Agent-Attention)
+Note:      the authors' networks pool more agents in segmentation than in classification; here they are as many
+"""
+
+from mmengine.config import read_base
+
+from zoo.segmentation.model import SegmentationModel
+from zoo.segmentation.variants.upernet import upernet_agent_swin_base
+
+with read_base():
+    from .._base_.ade20k import *
+    from .._base_.default_runtime import *
+    from .._base_.schedule_segmentation_160k import *
+
+model = dict(type=SegmentationModel, segmenter=dict(type=upernet_agent_swin_base, norm="sync_bn"), num_classes=150)
+train_dataloader.update(batch_size=2)
+default_hooks["checkpoint"].update(by_epoch=False, interval=16000, save_best="semantic/mIoU")
+log_processor.update(by_epoch=False)
