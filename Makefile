@@ -10,7 +10,7 @@ OLDEST := .venv-oldest
 WORKERS ?= 2
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-all test-oldest lint format bench bench-train bench-medical bench-gpu docs wheel clean
+.PHONY: demo test test-all test-oldest lint format bench bench-train bench-medical bench-segment bench-gpu docs wheel clean
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -50,6 +50,9 @@ bench-train: $(READY)  ## small detectors trained for equal times on generated s
 bench-medical: $(READY)  ## small segmentation networks trained for equal CPU times on generated abdomens; goes on where it was stopped
 	$(BIN)/python tools/bench_medical_training.py
 	$(BIN)/python tools/bench_medical_training.py --part upsampling --seeds 3
+
+bench-segment: $(READY)  ## small segmenters trained by the clock on generated shapes; goes on where it was stopped
+	$(BIN)/python tools/bench_segmentation_training.py
 
 bench-gpu: $(READY)  ## operator benchmarks on a CUDA device
 	$(BIN)/python kernels/benchmarks/run.py --device cuda
