@@ -54,7 +54,7 @@ class RetinaNet(nn.Module):
     ):
         super().__init__()
         self.num_classes = num_classes
-        anchors = dict(base_scale=base_scale, scales_per_octave=scales_per_octave, ratios=tuple(ratios))
+        anchors: dict[str, Any] = dict(base_scale=base_scale, scales_per_octave=scales_per_octave, ratios=tuple(ratios))
         self.neck = FPN(channels, dim, len(strides), **{"groups": None, **(neck or {})})
         self.head = RetinaHead(
             num_classes,
