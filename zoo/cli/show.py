@@ -37,7 +37,7 @@ def _show_model(args: argparse.Namespace) -> int:
     entry = MODELS.entry(name)
     model: Any = on_meta(entry.builder).eval()
     # a detector's maps are its backbone's; networks that are no pyramid have none to tell
-    maps = model if isinstance(model, Backbone) else getattr(model, "backbone", None)
+    maps: Any = model if isinstance(model, Backbone) else getattr(model, "backbone", None)
     info = model_info(name)
     size: Any = info.input_size if info else entry.meta.get("input_size", 224)
     size = size if isinstance(size, int) else tuple(size)

@@ -46,8 +46,9 @@ class BackboneUNet(nn.Module):
     ):
         super().__init__()
         self.in_chans, self.num_classes = in_chans, num_classes
-        self.backbone: Any = _maps_of(backbone, in_chans)
-        channels, strides = tuple(self.backbone.out_channels), tuple(self.backbone.strides)
+        maps: Any = _maps_of(backbone, in_chans)
+        self.backbone = maps
+        channels, strides = tuple(maps.out_channels), tuple(maps.strides)
         if len(channels) < 2 or any(b != 2 * a for a, b in zip(strides[:-1], strides[1:])):
             raise ValueError(f"the backbone's maps have strides {strides}: accepted are two or more that double")
         self.stride = strides[-1]

@@ -7,6 +7,7 @@ back. MONAI is imported when one of them is built (``pip install attnzoo[medical
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,7 @@ class MonaiNetwork(nn.Module):
         self.in_chans, self.num_classes, self.dims = in_chans, num_classes, dims
         self.multiples, self.least = tuple(multiples), tuple(least or multiples)
 
-    def run(self, x: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
+    def run(self, x: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
         """What the network gives of the filled-up input, and the slices that cut it back."""
         if x.dim() != self.dims + 2 or x.shape[1] != self.in_chans:
             raise ValueError(
@@ -53,7 +54,7 @@ class MonaiNetwork(nn.Module):
         missing = [max(-(-n // m) * m, low) - n for n, m, low in zip(sizes, self.multiples, self.least)]
         if any(missing):
             x = F.pad(x, [p for m in reversed(missing) for p in (0, m)])
-        return self.net(x), (..., *(slice(n) for n in sizes))  # type: ignore[return-value]
+        return self.net(x), (..., *(slice(n) for n in sizes))
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Logits ``[B, num_classes, ...]`` of ``x [B, in_chans, ...]``."""
