@@ -1,0 +1,214 @@
+"""Segmentation on this machine's CPU against its peers: one run, interleaved, same weights.
+
+    python tools/bench_segmentation.py [--rounds 9] [--only TEXT] [--threads 1 2]
+        [--out docs/benchmarks/segmentation_cpu.csv]
+
+A comparison times our call and the peer's in turn, whose outputs are compared first; its ratio is the median over
+rounds of (peer's time / ours): above 1 we are faster, with the quartiles beside it. A measurement is one number of ours,
+such as the memory of a process or images per second. To add one, write a function and list it in COMPARISONS or
+MEASUREMENTS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import io
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from zoo.files import write_file
+
+ROOT = Path(__file__).resolve().parents[1]
+CROP = 512
+
+
+@dataclass
+class Row:
+    """One line of the table: a ratio (with quartiles, and both times) or a value in ``ours``."""
+
+    what: str
+    threads: int
+    ratio: float | None
+    low: float | None
+    high: float | None
+    ours: float
+    peer: float | None
+    unit: str
+    rounds: int
+    target: float
+
+
+Calls = tuple[Callable[[], Tensor], Callable[[], Tensor]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two calls that compute the same: ``make()`` gives ours and the peer's."""
+
+    what: str
+    target: float
+    make: Callable[[], Calls]
+    #: largest relative difference of the outputs
+    tolerance: float = 1e-4
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number: ``measure(threads)``; ``target`` is what it is compared with by eye."""
+
+    what: str
+    unit: str
+    target: float
+    measure: Callable[[int], float]
+
+
+def upernet_over_timm() -> Calls:
+    """UPerNet over our DaViT-T and the same head over timm's, same weights, one image of 512 x 512."""
+    from zoo.segmentation.segmenter import Segmenter
+    from zoo.weights.importers import timm_davit
+
+    torch.manual_seed(0)
+    peer = Segmenter("timm:davit_tiny", "upernet").eval()
+    ours = Segmenter("davit_tiny", "upernet").eval()
+    own = {k.removeprefix("model."): v for k, v in peer.backbone.state_dict().items()}
+    ours.backbone.load_state_dict(timm_davit.convert_state_dict("davit_tiny", own))
+    ours.head.load_state_dict(peer.head.state_dict())
+    return forward(ours, peer)
+
+
+def upernet_over_timm_plain() -> Calls:
+    """The same, and the peer's head computed in the order in which transformers computes it."""
+    import transformers
+    from transformers.models.upernet.modeling_upernet import UperNetHead
+
+    from zoo.segmentation.segmenter import Segmenter
+    from zoo.weights.importers import hf_upernet, timm_davit
+
+    torch.manual_seed(0)
+    peer = Segmenter("timm:davit_tiny", "upernet").eval()
+    ours = Segmenter("davit_tiny", "upernet").eval()
+    own = {k.removeprefix("model."): v for k, v in peer.backbone.state_dict().items()}
+    ours.backbone.load_state_dict(timm_davit.convert_state_dict("davit_tiny", own))
+    config = transformers.UperNetConfig(backbone_config=transformers.ConvNextConfig(), num_labels=150)
+    head = UperNetHead(config, ours.backbone.out_channels).eval()
+    state = {f"decode_head.{k}": v for k, v in head.state_dict().items()}
+    converted = hf_upernet.convert_state_dict(hf_upernet.CONVNEXT, state)
+    ours.head.load_state_dict({k.removeprefix("head."): v for k, v in converted.items()})
+    image = torch.randn(1, 3, CROP, CROP, generator=torch.Generator().manual_seed(1))
+    return lambda: ours(image)["logits"], lambda: head(peer.backbone(image))
+
+
+def segformer_head() -> Calls:
+    """SegFormer-B5's head over maps of a 512 x 512 image, against transformers'."""
+    import transformers
+    from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
+
+    from zoo.segmentation.segformer import SegFormerHead
+    from zoo.weights.importers import hf_segformer
+
+    torch.manual_seed(0)
+    widths = [64, 128, 320, 512]
+    peer = SegformerDecodeHead(
+        transformers.SegformerConfig(hidden_sizes=widths, decoder_hidden_size=768, num_labels=150)
+    ).eval()
+    ours = SegFormerHead(widths, 150, dim=768).eval()
+    state = {f"decode_head.{k}": v for k, v in peer.state_dict().items()}
+    converted = hf_segformer.convert_state_dict(hf_segformer.SEGMENTER, state)
+    ours.load_state_dict({k.removeprefix("head."): v for k, v in converted.items()})
+    generator = torch.Generator().manual_seed(1)
+    maps = [torch.randn(1, c, CROP // s, CROP // s, generator=generator) for c, s in zip(widths, (4, 8, 16, 32))]
+    return lambda: ours(maps), lambda: peer(maps)
+
+
+def forward(ours: torch.nn.Module, peer: torch.nn.Module) -> Calls:
+    """Calls of two segmenters on one image."""
+    image = torch.randn(1, 3, CROP, CROP, generator=torch.Generator().manual_seed(1))
+    return lambda: ours(image)["logits"], lambda: peer(image)["logits"]
+
+
+COMPARISONS = [
+    Comparison("UPerNet-DaViT-T at 512x512, the same head over timm's DaViT", 1.05, upernet_over_timm),
+    Comparison("UPerNet-DaViT-T at 512x512, transformers' head over timm's DaViT", 1.05, upernet_over_timm_plain),
+    Comparison("SegFormer-B5's head at 512x512, transformers'", 1.0, segformer_head),
+]
+MEASUREMENTS: list[Measurement] = []
+
+
+def timed(call: Callable[[], Tensor]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+@torch.inference_mode()
+def compare(case: Comparison, threads: int, rounds: int) -> Row:
+    """Outputs compared, then timed in turn.
+
+    Raises:
+        AssertionError: the outputs differ.
+    """
+    torch.set_num_threads(threads)
+    ours, peer = case.make()
+    a, b = ours(), peer()
+    difference = float((a - b).norm() / b.norm())
+    if not difference <= case.tolerance:
+        raise AssertionError(f"{case.what}: outputs differ by {difference:.1e}, accepted is {case.tolerance:.0e}")
+    pairs = []
+    for number in range(rounds):
+        if number % 2:
+            pairs.append((timed(ours), timed(peer)))
+        else:
+            other = timed(peer)
+            pairs.append((timed(ours), other))
+    ratios = [p / o for o, p in pairs]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    own, theirs = (round(1e3 * statistics.median(times), 2) for times in zip(*pairs))
+    middle, low, high = (round(x, 3) for x in (middle, low, high))
+    return Row(case.what, threads, middle, low, high, own, theirs, "ms", rounds, case.target)
+
+
+def measure(case: Measurement, threads: int) -> Row:
+    torch.set_num_threads(threads)
+    value = round(case.measure(threads), 3)
+    return Row(case.what, threads, None, None, None, value, None, case.unit, 1, case.target)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9, help="timings of each side, two at least (default 9)")
+    parser.add_argument("--only", default="", help="only what has this text in its name")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (default 1 and 2)")
+    parser.add_argument("--out", type=Path, help="write the table to this CSV file")
+    args = parser.parse_args()
+    if args.rounds < 2:
+        parser.error(f"--rounds {args.rounds}: accepted are whole numbers from 2")
+    rows = []
+    cases: list[Comparison | Measurement] = [*COMPARISONS, *MEASUREMENTS]
+    for case in cases:
+        if args.only.lower() not in case.what.lower():
+            continue
+        for threads in args.threads:
+            row = compare(case, threads, args.rounds) if isinstance(case, Comparison) else measure(case, threads)
+            rows.append(row)
+            result = f"{row.ours} {row.unit}" if row.ratio is None else f"{row.ratio} ({row.low} to {row.high})"
+            print(f"{row.what}, {threads} threads: {result}, aimed at {row.target}", flush=True)
+    if args.out is not None:
+        table = io.StringIO()
+        about = {"machine": platform.machine(), "torch": torch.__version__, "date": str(datetime.date.today())}
+        writer = csv.DictWriter(table, [*(f.name for f in fields(Row)), *about], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**asdict(row), **about} for row in rows)
+        write_file(args.out, table.getvalue())
+
+
+if __name__ == "__main__":
+    main()
