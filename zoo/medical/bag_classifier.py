@@ -130,7 +130,7 @@ class BagClassifier(BaseModel):
 
     def probabilities(self, output: BagOutput) -> Tensor:
         """Probabilities ``[C]`` of a bag."""
-        output = BagOutput(*(None if t is None else t.float() for t in output))
+        output = _in_float32(output)
         return (output.logits.softmax(-1) if not isinstance(self.head, DSMIL) else bag_probabilities(output))[0]
 
     def _targets(self, samples: list[ClsDataSample] | None) -> Tensor:
@@ -150,11 +150,16 @@ class BagClassifier(BaseModel):
         found: dict[str, list[Tensor]] = {}
         compute = _LOSSES[self.loss_name]
         for output, label in zip(outputs, targets.to(outputs[0].logits.device)):
-            output = BagOutput(*(None if t is None else t.float() for t in output))
+            output = _in_float32(output)
             for name, value in compute(output, label[None], **self.loss_options).items():
                 found.setdefault(name, []).append(value)
         means = {name: torch.stack(values).mean() for name, values in found.items()}
         return {"loss": means.pop("total"), **{name: value.detach() for name, value in means.items()}}
+
+
+def _in_float32(output: BagOutput) -> BagOutput:
+    parts = None if output.parts is None else output.parts.float()
+    return BagOutput(output.logits.float(), output.scores.float(), parts)
 
 
 def attention_of(output: BagOutput, label: int) -> Tensor:

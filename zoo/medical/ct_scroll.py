@@ -123,6 +123,8 @@ class CTScroll(nn.Module):
         ValueError: an argument outside the above; a volume whose slices are no multiple of 3.
     """
 
+    in_chans = 1
+
     def __init__(
         self,
         num_classes: int = 18,

@@ -134,6 +134,7 @@ class GuidedContextClassifier(nn.Module):
         normalised_context: bool = False,
     ):
         super().__init__()
+        self.num_classes = num_classes
         self.backbone = build(dict(backbone) if isinstance(backbone, Mapping) else backbone, MODELS, num_classes=0)
         dim = self.backbone.out_channels[-1]
         self.gating = GuidedContextGating(dim, reduction, activation, normalised_context)

@@ -50,7 +50,7 @@ class AGSononet(nn.Module):
             raise ValueError(f"aggregation={aggregation!r}: accepted are {', '.join(map(repr, AGGREGATIONS))}")
         if len(widths) != 4 or len(depths) != 5 or min(*widths, *depths) < 1:
             raise ValueError(f"widths={tuple(widths)}, depths={tuple(depths)}: accepted are four and five numbers")
-        self.aggregation = aggregation
+        self.aggregation, self.in_chans, self.num_classes = aggregation, in_chans, num_classes
         chans = [in_chans, *widths, widths[3]]
         blocks = [conv_block(2, a, b, 3, norm, n) for a, b, n in zip(chans[:-1], chans[1:], depths)]
         self.stages = nn.ModuleList(blocks)
