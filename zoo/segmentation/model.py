@@ -14,7 +14,6 @@ A segmenter is a module ``images [B, 3, H, W] -> dict``, with ``num_classes``. T
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from zoo.detection.model import DetPreprocessor, as_float, build_postprocess
 from zoo.registry import MODELS, build
 from zoo.segmentation.data_sample import SegDataSample, sample_name
-from zoo.segmentation.geometry import ImageSize, restore_labels, semantic_postprocess
+from zoo.segmentation.geometry import ImageSize, semantic_postprocess
 from zoo.segmentation.targets import MASK_SOURCES, mask_targets, semantic_targets
 
 KINDS = ("semantic", "masks")
@@ -236,18 +235,15 @@ class SegmentationModel(BaseModel):
         """Labels ``[H, W]`` of an image ``[3, h, w]`` by overlapping windows."""
         from zoo.segmentation.sliding import sliding_window
 
-        window = partial(
-            sliding_window,
+        labels = sliding_window(
             self.semantic_logits,
             image[None, :, : size.image[0], : size.image[1]],
             self.test_cfg["crop"],
             self.test_cfg["stride"],
             self.num_classes,
+            size=size.original,
         )
-        if size.original == size.image:
-            return window(output="labels").reshape(size.original)
-        whole = ImageSize(size.image, size.image, size.original)
-        return restore_labels(window(output="logits").reshape(self.num_classes, *size.image), whole)
+        return labels[0]
 
 
 def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
