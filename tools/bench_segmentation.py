@@ -4,8 +4,8 @@
         [--out docs/benchmarks/segmentation_cpu.csv]
 
 A comparison times our call and the peer's in turn, whose outputs are compared first; its ratio is the median over
-rounds of (peer's time / ours): above 1 we are faster, with the quartiles beside it. A measurement is one number of ours,
-such as the memory of a process or images per second. To add one, write a function and list it in COMPARISONS or
+rounds of (peer's time / ours): above 1 we are faster, with the quartiles beside it. A measurement is one number of
+ours, such as the memory of a process or images per second. To add one, write a function and list it in COMPARISONS or
 MEASUREMENTS.
 """
 
@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,7 +99,8 @@ def upernet_over_timm_plain() -> Calls:
     ours = Segmenter("davit_tiny", "upernet").eval()
     own = {k.removeprefix("model."): v for k, v in peer.backbone.state_dict().items()}
     ours.backbone.load_state_dict(timm_davit.convert_state_dict("davit_tiny", own))
-    config = transformers.UperNetConfig(backbone_config=transformers.ConvNextConfig(), num_labels=150)
+    options: Any = dict(backbone_config=transformers.ConvNextConfig(), num_labels=150)
+    config = transformers.UperNetConfig(**options)
     head = UperNetHead(config, ours.backbone.out_channels).eval()
     state = {f"decode_head.{k}": v for k, v in head.state_dict().items()}
     converted = hf_upernet.convert_state_dict(hf_upernet.CONVNEXT, state)
@@ -117,9 +119,8 @@ def segformer_head() -> Calls:
 
     torch.manual_seed(0)
     widths = [64, 128, 320, 512]
-    peer = SegformerDecodeHead(
-        transformers.SegformerConfig(hidden_sizes=widths, decoder_hidden_size=768, num_labels=150)
-    ).eval()
+    options: Any = dict(hidden_sizes=widths, decoder_hidden_size=768, num_labels=150)
+    peer = SegformerDecodeHead(transformers.SegformerConfig(**options)).eval()
     ours = SegFormerHead(widths, 150, dim=768).eval()
     state = {f"decode_head.{k}": v for k, v in peer.state_dict().items()}
     converted = hf_segformer.convert_state_dict(hf_segformer.SEGMENTER, state)
