@@ -241,3 +241,19 @@ def test_parameter_groups_and_half_precision():
     sum(v for k, v in losses.items() if "loss" in k).backward()
     lacking = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert lacking == []
+
+
+@pytest.mark.parametrize("original", [(12, 20), (9, 13)])
+def test_overlapping_windows(original):
+    """A network that sees one pixel gives the same labels by windows as for the whole image."""
+    network = Pixels()
+    network.conv = nn.Conv2d(3, K, 1)
+    network.eval()
+    images = torch.randn(1, 3, 16, 24)
+    size = dict(size=(12, 20), original=original)
+    whole, slide = (
+        SegmentationModel(network, test_cfg=cfg)(images, [sample(**size)], mode="predict")[0].pred_sem_seg
+        for cfg in (None, dict(mode="slide", crop=8, stride=5))
+    )
+    assert slide.shape == original
+    torch.testing.assert_close(slide, whole)
