@@ -192,12 +192,15 @@ def markdown(store: Store, pictures: list[str]) -> str:
 
 
 def _host_table(summaries: list[Summary], sizes: list[int]) -> list[str]:
-    header = ["mixer", "top-1 %", "corrupted %", "parameters", f"FLOPs {sizes[0]} px" if sizes else "FLOPs"]
+    dense = [m for m in ("mIoU", "AP") if any(s.mean(m) is not None for s in summaries)]
+    header = ["mixer", "top-1 %", "corrupted %", *(f"{m} %" for m in dense), "parameters"]
+    header.append(f"FLOPs {sizes[0]} px" if sizes else "FLOPs")
     header += [f"ms {n} px" for n in sizes] + [f"MiB {n} px" for n in sizes]
     header += ["time ~ N^", "memory ~ N^", "export", "ONNX"]
     lines = ["| " + " | ".join(header) + " |", "|---|" + "--:|" * (len(header) - 3) + "---|---|"]
     for s in sorted(summaries, key=lambda s: (-(s.mean("top1") or 0), s.mixer)):
         cells = [f"`{s.mixer}`", _with_spread(s, "top1"), _with_spread(s, "robust_top1")]
+        cells += [_with_spread(s, m) for m in dense]
         cells += [human(s.mean("parameters")), human(s.mean("flops", sizes[0]) if sizes else None)]
         cells += [_number(s.mean("latency_ms", n), 1) for n in sizes]
         cells += [_number(s.mean("peak_memory_mib", n), 0) for n in sizes]

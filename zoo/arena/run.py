@@ -100,7 +100,14 @@ class _Counter:
 def _headline(rows: Sequence[Row]) -> str:
     """The most telling values of a job, for its line of progress."""
     shown = []
-    for name, unit in (("top1", "%"), ("latency_ms", "ms"), ("mixer_time_exponent", ""), ("onnx", "")):
+    for name, unit in (
+        ("top1", "%"),
+        ("mIoU", "%"),
+        ("AP", "%"),
+        ("latency_ms", "ms"),
+        ("mixer_time_exponent", ""),
+        ("onnx", ""),
+    ):
         values = [r.value for r in rows if r.measure == name and r.value is not None]
         if values:
             shown.append(f"{name} {' '.join(f'{v:.3g}' for v in values)} {unit}".rstrip())

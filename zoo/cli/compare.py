@@ -15,7 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--mixers", help="names or glob patterns, comma-separated, or dotted paths of classes")
     what.add_argument("--all", action="store_true", help="every registered mixer")
     what.add_argument("--hosts", help="comma-separated (default: all)")
-    what.add_argument("--tasks", default="classification", help="comma-separated (default: classification)")
+    what.add_argument(
+        "--tasks", default="classification", help="of classification, segmentation, detection (default: the first)"
+    )
     what.add_argument("--data", help="folder of your images, one folder a class (default: the embedded digits)")
     what.add_argument("--quick", action="store_true", help="12 mixers, fewer seeds, epochs and sizes: 10 minutes")
     recipe = parser.add_argument_group("how")
