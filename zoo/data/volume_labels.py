@@ -195,5 +195,5 @@ def generated_scan(seed: int, index: int, size: Sequence[int]) -> tuple[np.ndarr
         volume[lungs & (y > 0.25)] = 20
     if 0 in present:
         centre = np.array([rng.uniform(-0.5, 0.5), rng.uniform(-0.3, 0.0), rng.choice([-side, side])])
-        volume[(z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2 < 0.3**2] = 180
+        volume[(z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2 < 0.4**2] = 180
     return (volume + rng.normal(0, 25, volume.shape)).astype(np.float32), present

@@ -57,14 +57,15 @@ class VolumeClassifier(BaseModel):
         self.num_classes, self.score = int(network.num_classes), score
         if num_classes not in (None, self.num_classes):
             raise ValueError(f"num_classes={num_classes}, but the network has {self.num_classes}")
-        self.pos_weight: Tensor | None = None
+        self.pos_weight: Tensor | None
+        self.register_buffer("pos_weight", None, persistent=False)
         if pos_weight is not None:
             weights = [pos_weight] * self.num_classes if isinstance(pos_weight, int | float) else list(pos_weight)
             if score != "sigmoid" or len(weights) != self.num_classes or min(weights) <= 0:
                 raise ValueError(
                     f"pos_weight={pos_weight!r}: accepted are {self.num_classes} positive numbers, with score='sigmoid'"
                 )
-            self.register_buffer("pos_weight", torch.tensor(weights, dtype=torch.float32), persistent=False)
+            self.pos_weight = torch.tensor(weights, dtype=torch.float32)
         self._compiled: list[Any] = []  # in a list, so that it is no second submodule
 
     def init_weights(self) -> None:
