@@ -130,6 +130,15 @@ def test_a_checkpoint_is_recognised():
     assert load_weights(ours, theirs.state_dict()).fits
 
 
+def test_a_named_model_is_found_for_a_file():
+    from zoo.weights import convert as module
+
+    ours = build(dict(type="mask2former_nano", num_classes=9), MODELS)
+    assert module._find_model(("MaskSegmenter",), ours.state_dict()) == "mask2former_nano"
+    other = {k: v for k, v in ours.state_dict().items() if "query_feat" not in k}
+    assert module._find_model(("MaskSegmenter",), other) is None
+
+
 def test_files_of_version_4_are_read():
     system, _, theirs = make("mask2former swin")
     old = {}

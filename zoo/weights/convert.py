@@ -255,12 +255,14 @@ def _meta_model(name: str, state: Mapping[str, Tensor]) -> nn.Module:
     """A registered model, without memory, with as many classes as the weights have."""
     builder: Callable[..., nn.Module] = MODELS.get(name)
     made = _without_memory(builder)
+    own = getattr(made, "num_classes", 0)
     for key, value in made.state_dict().items():
-        if key in state and value.ndim == 2 and value.shape[0] == getattr(made, "num_classes", 0):
-            classes = state[key].shape[0]
+        # Networks with a class "no object" have one output more.
+        if key in state and value.ndim == 2 and own and value.shape[0] - own in (0, 1):
+            classes = state[key].shape[0] - (value.shape[0] - own)
             if state[key].shape != value.shape and state[key].shape[1:] == value.shape[1:]:
                 return _without_memory(partial(builder, num_classes=classes))
-    if getattr(made, "num_classes", 0) and not any(k.startswith("head") for k in state):
+    if own and hasattr(made, "reset_classifier") and not any(k.startswith("head") for k in state):
         return _without_memory(partial(builder, num_classes=0))
     return made
 
