@@ -64,9 +64,9 @@ class MaskCriterion(nn.Module):
                 f"oversample={oversample}, importance={importance}: accepted are numbers from 1, and from 0 to 1"
             )
         self.num_classes = num_classes
-        if not isinstance(matcher, nn.Module):
-            matcher = build({"type": MaskMatcher, **(matcher or {})}, MODELS)
         self.matcher: Any = matcher
+        if not isinstance(matcher, nn.Module):
+            self.matcher = build({"type": MaskMatcher, **(matcher or {})}, MODELS)
         self.weights = dict(weights or {"loss_ce": 2.0, "loss_mask": 5.0, "loss_dice": 5.0})
         self.mask_loss, self.num_points = mask_loss, num_points
         self.oversample, self.importance = oversample, importance
