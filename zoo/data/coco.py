@@ -205,7 +205,8 @@ def _check_segmentations(path: Path, annotations: Sequence[Mapping[str, Any]], i
     if without:
         raise AnnotationError(
             f"{path}: masks are wanted, but {len(without)} of {len(annotations)} annotations have no segmentation "
-            f"(none, or no polygon of three points): ids {', '.join(map(repr, without[:10]))}{' ...' if without[10:] else ''}"
+            f"(none, or no polygon of three points): ids {', '.join(map(repr, without[:10]))}"
+            f"{' ...' if without[10:] else ''}"
         )
     for a in annotations:
         size = (images[a["image_id"]].get("height"), images[a["image_id"]].get("width"))
