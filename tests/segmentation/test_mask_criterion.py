@@ -119,8 +119,7 @@ def test_matching_is_the_cheapest_of_all(predictions):
         cost = matcher.cost(outputs["class_logits"][i], outputs["mask_logits"][i], t["labels"], t["masks"])
         n = len(t["labels"])
         least = min(
-            sum(float(cost[q, j]) for j, q in enumerate(chosen))
-            for chosen in itertools.permutations(range(QUERIES), n)
+            sum(float(cost[q, j]) for j, q in enumerate(chosen)) for chosen in itertools.permutations(range(QUERIES), n)
         )
         queries, found = pairs[i]
         assert sorted(found.tolist()) == list(range(n))
@@ -184,7 +183,8 @@ def test_uncertain_points_lie_where_masks_are_unsure():
     draw = RandomPoints(torch.Generator().manual_seed(0))
     points = uncertain_points(ramp, 400, oversample=3, importance=0.75, draw=draw)
     assert points.shape == (2, 400, 2)
-    assert points.min() >= 0 and points.max() <= 1
+    assert points.min() >= 0
+    assert points.max() <= 1
     distance = (points[..., 0] - 0.5).abs()
     # A quarter of the candidates has at most 0.125; logits also fall towards 0 within half a pixel of the border.
     assert distance[:, :300].quantile(0.97) < 0.14
