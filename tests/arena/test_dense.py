@@ -113,7 +113,7 @@ def test_training_lowers_the_loss_and_seeds_count(task, tmp_path):
 def test_an_error_is_a_row(tmp_path):
     settings = Settings(mixers=("softmax",), seeds=(0,), epochs=1, max_train=4, max_test=2)
     Segmentation.prepare(settings, tmp_path / "scenes.npz")
-    rows = list(
+    found = list(
         Segmentation.rows(settings, Job("quality", "vit", "no_such_mixer", "segmentation"), tmp_path / "scenes.npz")
     )
     assert [(r.measure, r.value) for r in found] == [("mIoU", None)]

@@ -99,7 +99,7 @@ class _Dense:
         if path.is_file():
             return
         parts = {"train": min(TRAIN_IMAGES, settings.max_train), "test": min(TEST_IMAGES, settings.max_test)}
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for split, count in parts.items():
             scenes = draw_scenes(split, count, max(MIN_SIZE, settings.image_size))
             arrays |= {f"{split}.{k}": v for k, v in vars(scenes).items()}
@@ -322,7 +322,7 @@ def assign(boxes: np.ndarray, labels: np.ndarray, side: int) -> tuple[np.ndarray
 
 
 def decode_boxes(output: Tensor) -> Tensor:
-    """Corners ``[B, h, w, 4]`` in pixels, of distances ``[B, 4, h, w]`` (left, top, right, bottom) as the head gives."""
+    """Corners ``[B, h, w, 4]`` in pixels, of distances ``[B, 4, h, w]`` (left, top, right, bottom) from cells."""
     reach = F.softplus(output.permute(0, 2, 3, 1)) * 2 * _STRIDE
     y, x = ((torch.arange(n, device=output.device) + 0.5) * _STRIDE for n in output.shape[-2:])
     centre = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # [h, w, 2]

@@ -21,7 +21,8 @@ from zoo.data.loading import ImageReadError
 from zoo.data.mask_folder import files_by_stem, guess_suffix, pair_masks
 from zoo.data.segmentation_folder import MASK_FORMATS, FoundMasks, find_mask_data, mask_arguments, panoptic_files
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 #: more different values than this, without a list of classes, are no class indices
 MANY_VALUES = 200
@@ -55,7 +56,7 @@ def scan_mask(path: str, palette: Sequence[Sequence[int]] | None = None) -> Scan
         own = image.palette.tobytes() if image.mode == "P" and image.palette is not None else None
     counts = np.bincount(numbers.ravel())
     values = np.flatnonzero(counts)
-    return ScannedMask(path, *numbers.shape, values, counts[values], own)
+    return ScannedMask(path, numbers.shape[0], numbers.shape[1], values, counts[values], own)
 
 
 def in_threads(function: Callable[[T], R], items: Sequence[T], workers: int | None = None) -> Iterable[R]:
@@ -233,7 +234,9 @@ class _Check:
             if mask.values is not None:
                 totals[mask.values] += mask.counts
         values = np.flatnonzero(totals)
-        options = {k: arguments[k] for k in ("reduce_zero_label", "label_map", "ignore_index") if k in arguments}
+        options: dict[str, Any] = {
+            k: arguments[k] for k in ("reduce_zero_label", "label_map", "ignore_index") if k in arguments
+        }
         if classes is None:
             if not len(values):
                 report.add("error", "no_images", "there is no mask that can be read")
@@ -353,14 +356,13 @@ class CheckPanoptic:
             report.add("error", "missing", f"{path} is listed but there is no such file", [path])
         scanned = scan_images(root, [p for p in owners if p not in set(missing)], workers=workers, progress=progress)
         note_scan(report, scanned)
-        for image in scanned:
-            size = sizes.get(image.path, (image.height, image.width))
-            if not image.error and size != (image.height, image.width):
+        for one in scanned:
+            size = sizes.get(one.path, (one.height, one.width))
+            if not one.error and size != (one.height, one.width):
                 message = (
-                    f"the segments of {image.path} are {size[0]} x {size[1]} pixels, the image "
-                    f"{image.height} x {image.width}"
+                    f"the segments of {one.path} are {size[0]} x {size[1]} pixels, the image {one.height} x {one.width}"
                 )
-                report.add("error", "size_mismatch", message, [image.path])
+                report.add("error", "size_mismatch", message, [one.path])
         report.details["numbers in the table"] = "segments"
         return report
 

@@ -188,9 +188,10 @@ def _generic(root: Path) -> FoundMasks | None:
 def _coco(root: Path) -> FoundMasks | None:
     splits = {s: dict(type=CocoInstances, annotations=str(f)) for s, f in coco_files(root).items()}
     for spec in splits.values():
-        content = json.loads(Path(spec["annotations"]).read_text(encoding="utf-8"))
+        file = str(spec["annotations"])
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
         if not any(a.get("segmentation") for a in content["annotations"]):
-            raise AnnotationError(f"{spec['annotations']} has boxes, but no masks ('segmentation')")
+            raise AnnotationError(f"{file} has boxes, but no masks ('segmentation')")
     return FoundMasks("coco", splits)
 
 
