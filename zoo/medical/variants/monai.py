@@ -49,7 +49,7 @@ def monai_swin_unetr_3d() -> dict[str, Any]:
 @variant(MonaiUNet)
 def monai_unet_nano() -> dict[str, Any]:
     """Residual U-Net for slices of generated volumes."""
-    return dict(num_classes=5, dims=2, widths=(12, 24, 48, 96), num_res_units=1)
+    return dict(num_classes=5, dims=2, widths=(12, 24, 48, 96), num_res_units=1, norm="BATCH")
 
 
 @register_model(task="medical", kind="segmentation", family="monai", input_size=96)

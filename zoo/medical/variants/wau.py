@@ -33,7 +33,7 @@ def wau_unet_3d() -> dict[str, Any]:
 @variant(UNet)
 def wau_unet_nano() -> dict[str, Any]:
     """For slices of generated volumes: 0.3 million parameters."""
-    return dict(num_classes=5, dims=2, widths=(12, 24, 48, 96), upsample="wau")
+    return dict(num_classes=5, dims=2, widths=(12, 24, 48, 96), upsample="wau", norm="batch")
 
 
 @register_model(task="medical", kind="segmentation", family="wau", input_size=(48, 48, 32))
