@@ -130,6 +130,13 @@ def segformer_head() -> Calls:
     return lambda: ours(maps), lambda: peer(maps)
 
 
+def pixel_decoder() -> Calls:
+    """Mask2Former's pixel decoder over Swin-T's maps of a 512 x 512 image, against transformers'."""
+    from peers.mask2former import pixel_decoders
+
+    return pixel_decoders(CROP)
+
+
 def forward(ours: torch.nn.Module, peer: torch.nn.Module) -> Calls:
     """Calls of two segmenters on one image."""
     image = torch.randn(1, 3, CROP, CROP, generator=torch.Generator().manual_seed(1))
@@ -140,6 +147,7 @@ COMPARISONS = [
     Comparison("UPerNet-DaViT-T at 512x512, the same head over timm's DaViT", 1.05, upernet_over_timm),
     Comparison("UPerNet-DaViT-T at 512x512, transformers' head over timm's DaViT", 1.05, upernet_over_timm_plain),
     Comparison("SegFormer-B5's head at 512x512, transformers'", 1.0, segformer_head),
+    Comparison("Mask2Former's pixel decoder at 512x512, transformers'", 2.5, pixel_decoder),
 ]
 MEASUREMENTS: list[Measurement] = []
 
