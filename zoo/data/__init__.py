@@ -5,12 +5,16 @@ from typing import Any
 
 _HOMES = {
     "CocoDetection": "zoo.data.coco",
+    "CocoInstances": "zoo.data.coco_instances",
+    "CocoPanoptic": "zoo.data.coco_panoptic",
     "Digits": "zoo.data.digits",
     "ImageFolder": "zoo.data.image_folder",
     "ImageReadError": "zoo.data.loading",
+    "MaskFolder": "zoo.data.mask_folder",
     "PhantomDataset": "zoo.data.phantom_dataset",
     "Shapes": "zoo.data.shapes",
     "ShapesDetection": "zoo.data.shapes_detection",
+    "ShapesSegmentation": "zoo.data.shapes_segmentation",
     "VocDetection": "zoo.data.voc",
     "VolumeDataset": "zoo.data.volume_dataset",
     "YoloDetection": "zoo.data.yolo",

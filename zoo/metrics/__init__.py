@@ -8,8 +8,10 @@ _HOMES = {
     "CocoBoxes": "zoo.metrics.coco",
     "CocoMasks": "zoo.metrics.coco_masks",
     "ConfusionMatrix": "zoo.metrics.confusion",
+    "PanopticQuality": "zoo.metrics.panoptic",
     "PerClass": "zoo.metrics.per_class",
     "PredictionDump": "zoo.metrics.dump",
+    "SemanticSegmentation": "zoo.metrics.semantic",
     "VocBoxes": "zoo.metrics.voc",
     "VolumeMetric": "zoo.metrics.volume",
 }
