@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from zoo.cli import bags, volumes
+from zoo.cli import bags, segmentation, volumes
 from zoo.cli.output import track
 
 HELP = "predict images, videos and volumes: files, folders, patterns, addresses; JSON lines, pictures, label maps"
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--runtime", default="auto", help="eager, or onnx, torch-export, aoti for exported files (default: by the file)"
     )
     parser.add_argument("--out", help="folder for predictions.jsonl and the pictures")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, help="images, or windows, at once (default 16 images, 1 window)")
     parser.add_argument("--topk", type=int, default=5, help="best classes to name (default 5)")
     parser.add_argument("--score-threshold", type=float, help="detectors: drop boxes below it (default 0.3)")
     parser.add_argument("--max-detections", type=int, help="detectors: boxes of an image at most (default 100)")
@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-pictures", action="store_true", help="only JSON")
     parser.add_argument("--coco", help="file to write all results to as a COCO results file")
     parser.add_argument("--json", action="store_true", help="print JSON lines instead of text")
+    segmentation.add_predict_arguments(parser)
     volumes.add_predict_arguments(parser)
 
 
@@ -75,8 +76,9 @@ def run(args: argparse.Namespace) -> int:
         args.model_or_config, args.weights, **{n: getattr(args, n) for n in names if _given(args, n)}
     )
     own = [n for n in ("topk", "score_threshold", "max_detections", "polygons") if n in predictor.options]
+    masks = segmentation.predict_options(args, predictor.options)
     for name in ("score_threshold", "max_detections", "polygons"):
-        if _given(args, name) and name not in own:
+        if _given(args, name) and name not in own and not (name == "polygons" and "masks" in masks):
             raise ValueError(f"--{name.replace('_', '-')} is for detectors, not for {args.model_or_config}")
     if args.attention and (args.out is None or not hasattr(predictor, "draw_attention")):
         raise ValueError("--attention is for detectors, and needs --out for its pictures")
@@ -88,7 +90,9 @@ def run(args: argparse.Namespace) -> int:
         stream=True,
         keep_images=pictures or args.attention,
         **{n: getattr(args, n) for n in call if _given(args, n)},
+        **masks,
     )
+    mask_files = segmentation.MaskFiles(out) if out is not None and "masks" in predictor.options else None
     state = {"lines": 0, "failed": 0}
     entries: list[dict] = []
 
@@ -107,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
                 entries.extend(result.to_coco(number))
             if pictures and out is not None and result.error is None:
                 result.save(out / picture_name(number, result))
+            if mask_files is not None and result.error is None:
+                mask_files.add(number, result)
             if args.attention and out is not None and result.error is None:
                 from zoo.viz.figures import save_figure
 
@@ -117,6 +123,8 @@ def run(args: argparse.Namespace) -> int:
         each(lambda line: None)
     else:
         save_atomically(out / "predictions.jsonl", lambda file: each(file.write))
+        if mask_files is not None:
+            mask_files.finish()
         print(f"{state['lines']} predictions are in {out}", file=sys.stderr)
     if args.coco:
         write_file(args.coco, json.dumps(entries) + "\n")
@@ -136,6 +144,6 @@ def _line(result) -> str:
     return "\t".join(
         [
             result.source + frame,
-            *(f"{best[k]:.4f}" if k == "score" else str(best[k]) for k in ("name", "score") if k in best),
+            *(str(best[k]) if k == "name" else f"{best[k]:.4f}" for k in ("name", "score", "share") if k in best),
         ]
     )

@@ -21,6 +21,10 @@ _OF_IMAGES = {
     "coco": "--coco",
     "size": "--size",
     "allow_urls": "--allow-urls",
+    "sliding": "--sliding",
+    "tta": "--tta",
+    "tta_scales": "--tta-scales",
+    "masks": "--masks",
 }
 
 

@@ -170,12 +170,12 @@ class SegmentationResult(Result):
         return {"image_id": image_id, "file_name": file_name, "segments_info": infos}
 
     def save_masks(self, folder: str | os.PathLike[str], name: str | None = None) -> list[Path]:
-        """Write ``NAME.png``: the label map with its palette (of 8 bits, up to 256 classes; of 16 above) or, of a model
-        without one, the panoptic segments in COCO's colours. With both, segments go to ``NAME_panoptic.png``.
+        """Write ``masks/NAME.png``, the label map with its palette (of 8 bits, up to 256 classes; of 16 above), and
+        ``panoptic/NAME.png``, the segments in COCO's colours (id = R + 256 G + 65536 B).
 
         Args:
             folder: made if needed.
-            name: of the image without its ending by default.
+            name: by default that of the image, without its ending.
 
         Returns:
             The files; none for a model of objects alone.
@@ -187,9 +187,9 @@ class SegmentationResult(Result):
         name = Path(self.source.split("?")[0]).stem if name is None else name
         files = []
         if self.label_map is not None:
-            files.append(write_mask(folder / f"{name}.png", self.label_map, self.palette))
+            files.append(write_mask(folder / "masks" / f"{name}.png", self.label_map, self.palette))
         if self.segments is not None:
-            files.append(write_ids(folder / f"{name}{'_panoptic' if files else ''}.png", self.segments.ids))
+            files.append(write_ids(folder / "panoptic" / f"{name}.png", self.segments.ids))
         return files
 
     def draw(self) -> Image:
