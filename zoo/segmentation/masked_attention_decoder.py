@@ -200,7 +200,7 @@ class MaskedAttentionDecoder(nn.Module):
         small = None
         if not self.training:
             small = [F.interpolate(mask_features, size=s, mode="bilinear", align_corners=False) for s in sizes]
-        x = self.query_feat.weight.expand(len(mask_features), -1, -1)
+        x = self.query_feat.weight.expand(mask_features.shape[0], -1, -1)
         found = []
         for i, layer in enumerate(self.layers):
             level = i % self.num_levels

@@ -90,7 +90,7 @@ class MaskFormer(MaskClassifier):
         mask_features = self.pixel_decoder(features)
         x = self.input_proj(features[-1])
         pos = as_tokens(sine_positions(self.position, x))  # [1, S, d_model]
-        hidden = self.decoder(as_tokens(x), None, pos, self.query_embed.weight.expand(len(x), -1, -1))
+        hidden = self.decoder(as_tokens(x), None, pos, self.query_embed.weight.expand(x.shape[0], -1, -1))
         if not self.training:
             hidden = hidden[-1:]
         classes, embeddings = self.class_embed(hidden), self.mask_embed(hidden)  # [layers, B, Q, ...]

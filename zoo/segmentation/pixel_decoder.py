@@ -160,7 +160,7 @@ class DeformablePixelDecoder(nn.Module):
             dim=1,
         )  # [1, S, dim]
         whole = torch.ones(1, len(levels), 2, device=tokens.device)  # no level has padding
-        reference = encoder_reference_points(shapes, whole).expand(len(tokens), -1, -1, -1)
+        reference = encoder_reference_points(shapes, whole).expand(tokens.shape[0], -1, -1, -1)
         for layer in self.encoder.layers:
             tokens = layer(tokens, pos, reference, shapes, None)
         maps = [
