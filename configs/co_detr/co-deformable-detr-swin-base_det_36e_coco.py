@@ -8,7 +8,7 @@ Score:     57.5 box AP on val2017 published (arXiv:2211.12860 and its repository
 
 from mmengine.config import read_base
 
-from zoo.backbones.timm import TimmBackbone
+from zoo.backbones.swin import Swin
 from zoo.detection.model import DetectionModel
 from zoo.detection.variants.co_detr import co_deformable_detr_swin_base
 
@@ -22,10 +22,12 @@ model = dict(
     detector=dict(
         type=co_deformable_detr_swin_base,
         backbone=dict(
-            type=TimmBackbone,
-            model_name="swin_base_patch4_window12_384",
+            type=Swin,
+            embed_dim=128,
+            depths=(2, 2, 18, 2),
+            num_heads=(4, 8, 16, 32),
+            window_size=12,
             out_indices=(1, 2, 3),
-            strict_img_size=False,
             drop_path_rate=0.4,
         ),
     ),

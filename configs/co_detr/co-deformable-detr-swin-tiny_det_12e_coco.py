@@ -8,7 +8,6 @@ Score:     51.7 box AP on val2017 published (arXiv:2211.12860 and its repository
 
 from mmengine.config import read_base
 
-from zoo.backbones.timm import TimmBackbone
 from zoo.detection.model import DetectionModel
 from zoo.detection.variants.co_detr import co_deformable_detr_swin_tiny
 
@@ -17,20 +16,7 @@ with read_base():
     from .._base_.default_runtime import *
     from .._base_.schedule_detr import *
 
-model = dict(
-    type=DetectionModel,
-    detector=dict(
-        type=co_deformable_detr_swin_tiny,
-        backbone=dict(
-            type=TimmBackbone,
-            model_name="swin_tiny_patch4_window7_224",
-            out_indices=(1, 2, 3),
-            strict_img_size=False,
-            drop_path_rate=0.2,
-        ),
-    ),
-    num_classes=80,
-)
+model = dict(type=DetectionModel, detector=dict(type=co_deformable_detr_swin_tiny), num_classes=80)
 default_hooks["checkpoint"].update(save_best="coco/AP")
 # The published checkpoints have the 80 classes without gaps.
 train_dataloader["dataset"].update(labels="contiguous")

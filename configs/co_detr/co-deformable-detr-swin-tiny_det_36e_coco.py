@@ -8,7 +8,7 @@ Score:     54.1 box AP on val2017 published (arXiv:2211.12860 and its repository
 
 from mmengine.config import read_base
 
-from zoo.backbones.timm import TimmBackbone
+from zoo.backbones.swin import Swin
 from zoo.detection.model import DetectionModel
 from zoo.detection.variants.co_detr import co_deformable_detr_swin_tiny
 
@@ -22,10 +22,12 @@ model = dict(
     detector=dict(
         type=co_deformable_detr_swin_tiny,
         backbone=dict(
-            type=TimmBackbone,
-            model_name="swin_tiny_patch4_window7_224",
+            type=Swin,
+            embed_dim=96,
+            depths=(2, 2, 6, 2),
+            num_heads=(3, 6, 12, 24),
+            window_size=7,
             out_indices=(1, 2, 3),
-            strict_img_size=False,
             drop_path_rate=0.3,
         ),
     ),

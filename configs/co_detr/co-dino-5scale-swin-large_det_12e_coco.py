@@ -8,7 +8,6 @@ Score:     58.9 box AP on val2017 published (arXiv:2211.12860 and its repository
 
 from mmengine.config import read_base
 
-from zoo.backbones.timm import TimmBackbone
 from zoo.detection.co_postprocess import best_of_pairs_clipped
 from zoo.detection.model import DetectionModel
 from zoo.detection.variants.co_detr import co_dino_5scale_swin_large
@@ -20,16 +19,7 @@ with read_base():
 
 model = dict(
     type=DetectionModel,
-    detector=dict(
-        type=co_dino_5scale_swin_large,
-        backbone=dict(
-            type=TimmBackbone,
-            model_name="swin_large_patch4_window12_384",
-            out_indices=(0, 1, 2, 3),
-            strict_img_size=False,
-            drop_path_rate=0.3,
-        ),
-    ),
+    detector=dict(type=co_dino_5scale_swin_large),
     num_classes=80,
     postprocess=dict(type=best_of_pairs_clipped, count=300, soft_threshold=0.8),
 )

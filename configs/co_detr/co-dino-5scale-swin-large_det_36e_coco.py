@@ -8,7 +8,7 @@ Score:     60.0 box AP on val2017 published (arXiv:2211.12860 and its repository
 
 from mmengine.config import read_base
 
-from zoo.backbones.timm import TimmBackbone
+from zoo.backbones.swin import Swin
 from zoo.detection.co_postprocess import best_of_pairs_clipped
 from zoo.detection.model import DetectionModel
 from zoo.detection.variants.co_detr import co_dino_5scale_swin_large
@@ -23,10 +23,12 @@ model = dict(
     detector=dict(
         type=co_dino_5scale_swin_large,
         backbone=dict(
-            type=TimmBackbone,
-            model_name="swin_large_patch4_window12_384",
+            type=Swin,
+            embed_dim=192,
+            depths=(2, 2, 18, 2),
+            num_heads=(6, 12, 24, 48),
+            window_size=12,
             out_indices=(0, 1, 2, 3),
-            strict_img_size=False,
             drop_path_rate=0.6,
         ),
     ),

@@ -16,6 +16,20 @@ def resnet(name: str, out_indices: tuple[int, ...], dilation: bool = False) -> d
     return {**spec, "dilation": True} if dilation else spec
 
 
+_SWINS: dict[str, dict[str, Any]] = {
+    "tiny": dict(embed_dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24), window_size=7),
+    "small": dict(embed_dim=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24), window_size=7),
+    "base_384": dict(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32), window_size=12),
+    "large_384": dict(embed_dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48), window_size=12),
+}
+
+
+def swin(size: str, out_indices: tuple[int, ...], drop_path_rate: float) -> dict[str, Any]:
+    """A Swin with a norm on each map, as the published detectors have it: windows of 7, or of 12 (``..._384``)."""
+    spec = dict(type="zoo.backbones.swin.Swin", **_SWINS[size])
+    return {**spec, "out_indices": out_indices, "drop_path_rate": drop_path_rate}
+
+
 def nano_backbone(one_map: bool = False) -> dict[str, Any]:
     """timm's ResNet-10-T with half of its channels, for images of generated shapes.
 

@@ -5,17 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from zoo.detection.detector import Detector
-from zoo.detection.variants._parts import INPUT_SIZE, NANO_SIZE, nano_backbone, resnet
+from zoo.detection.variants._parts import INPUT_SIZE, NANO_SIZE, nano_backbone, resnet, swin
 from zoo.registry import register_model, variant
 
 _DEFORMABLE = "zoo.detection.co_detr.CoDeformableDETR"
 _DINO = "zoo.detection.co_detr.CoDINO"
 _SMALL = dict(d_model=128, nhead=8, num_encoder_layers=3, num_decoder_layers=3, dim_feedforward=256, dropout=0.0)
 _SMALL_HEADS = dict(rpn_channels=64, rpn_octaves=1, proposals=100, roi_channels=128, max_queries=30)
-
-
-def _swin(name: str, out_indices: tuple[int, ...]) -> dict[str, Any]:
-    return dict(type="zoo.backbones.timm.TimmBackbone", model_name=name, out_indices=out_indices, strict_img_size=False)
 
 
 @register_model(task="detection", family="co_detr", input_size=INPUT_SIZE)
@@ -28,38 +24,36 @@ def co_deformable_detr_r50() -> dict[str, Any]:
 @register_model(task="detection", family="co_detr", input_size=INPUT_SIZE)
 @variant(Detector)
 def co_deformable_detr_swin_tiny() -> dict[str, Any]:
-    """Deformable DETR, Swin-T (timm), four levels."""
-    return dict(backbone=_swin("swin_tiny_patch4_window7_224", (1, 2, 3)), network=dict(type=_DEFORMABLE))
+    """Deformable DETR, Swin-T, four levels."""
+    return dict(backbone=swin("tiny", (1, 2, 3), 0.2), network=dict(type=_DEFORMABLE))
 
 
 @register_model(task="detection", family="co_detr", input_size=INPUT_SIZE)
 @variant(Detector)
 def co_deformable_detr_swin_small() -> dict[str, Any]:
-    """Deformable DETR, Swin-S (timm), four levels."""
-    return dict(backbone=_swin("swin_small_patch4_window7_224", (1, 2, 3)), network=dict(type=_DEFORMABLE))
+    """Deformable DETR, Swin-S, four levels."""
+    return dict(backbone=swin("small", (1, 2, 3), 0.2), network=dict(type=_DEFORMABLE))
 
 
 @register_model(task="detection", family="co_detr", input_size=INPUT_SIZE)
 @variant(Detector)
 def co_deformable_detr_swin_base() -> dict[str, Any]:
-    """Deformable DETR, Swin-B of 384 pixels (timm), four levels."""
-    return dict(backbone=_swin("swin_base_patch4_window12_384", (1, 2, 3)), network=dict(type=_DEFORMABLE))
+    """Deformable DETR, Swin-B of 384 pixels, four levels."""
+    return dict(backbone=swin("base_384", (1, 2, 3), 0.2), network=dict(type=_DEFORMABLE))
 
 
 @register_model(task="detection", family="co_detr", input_size=INPUT_SIZE)
 @variant(Detector)
 def co_deformable_detr_swin_large() -> dict[str, Any]:
-    """Deformable DETR, Swin-L of 384 pixels (timm), four levels."""
-    return dict(backbone=_swin("swin_large_patch4_window12_384", (1, 2, 3)), network=dict(type=_DEFORMABLE))
+    """Deformable DETR, Swin-L of 384 pixels, four levels."""
+    return dict(backbone=swin("large_384", (1, 2, 3), 0.3), network=dict(type=_DEFORMABLE))
 
 
 @register_model(task="detection", family="co_detr", input_size=INPUT_SIZE)
 @variant(Detector)
 def co_deformable_detr_swin_large_900q() -> dict[str, Any]:
-    """Deformable DETR, Swin-L of 384 pixels (timm), four levels, 900 queries."""
-    return dict(
-        backbone=_swin("swin_large_patch4_window12_384", (1, 2, 3)), network=dict(type=_DEFORMABLE, num_queries=900)
-    )
+    """Deformable DETR, Swin-L of 384 pixels, four levels, 900 queries."""
+    return dict(backbone=swin("large_384", (1, 2, 3), 0.6), network=dict(type=_DEFORMABLE, num_queries=900))
 
 
 @register_model(task="detection", family="co_detr", input_size=INPUT_SIZE)
@@ -81,8 +75,8 @@ def co_dino_5scale_9encoder_r50() -> dict[str, Any]:
 @register_model(task="detection", family="co_detr", input_size=INPUT_SIZE)
 @variant(Detector)
 def co_dino_5scale_swin_large() -> dict[str, Any]:
-    """DINO, Swin-L of 384 pixels (timm), five levels."""
-    return dict(backbone=_swin("swin_large_patch4_window12_384", (0, 1, 2, 3)), network=dict(type=_DINO))
+    """DINO, Swin-L of 384 pixels, five levels."""
+    return dict(backbone=swin("large_384", (0, 1, 2, 3), 0.3), network=dict(type=_DINO))
 
 
 @register_model(task="detection", family="co_detr", input_size=NANO_SIZE)

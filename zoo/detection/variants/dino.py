@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from zoo.detection.detector import Detector
-from zoo.detection.variants._parts import INPUT_SIZE, NANO_SIZE, nano_backbone, resnet
+from zoo.detection.variants._parts import INPUT_SIZE, NANO_SIZE, nano_backbone, resnet, swin
 from zoo.registry import register_model, variant
 
 _SMALL = dict(d_model=128, nhead=8, num_encoder_layers=3, num_decoder_layers=3, dim_feedforward=256, dropout=0.0)
@@ -30,16 +30,8 @@ def dino_5scale_r50() -> dict[str, Any]:
 @register_model(task="detection", family="dino", input_size=INPUT_SIZE)
 @variant(Detector)
 def dino_4scale_swin_l() -> dict[str, Any]:
-    """Swin-L of 384 pixels (timm), four levels."""
-    return dict(
-        backbone=dict(
-            type="zoo.backbones.timm.TimmBackbone",
-            model_name="swin_large_patch4_window12_384",
-            out_indices=(1, 2, 3),
-            strict_img_size=False,
-        ),
-        network=dict(type="zoo.detection.dino.DINO"),
-    )
+    """Swin-L of 384 pixels, four levels."""
+    return dict(backbone=swin("large_384", (1, 2, 3), 0.2), network=dict(type="zoo.detection.dino.DINO"))
 
 
 @register_model(task="detection", family="dino", input_size=NANO_SIZE)

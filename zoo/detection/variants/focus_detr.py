@@ -5,15 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from zoo.detection.detector import Detector
-from zoo.detection.variants._parts import INPUT_SIZE, NANO_SIZE, nano_backbone, resnet
+from zoo.detection.variants._parts import INPUT_SIZE, NANO_SIZE, nano_backbone, resnet, swin
 from zoo.registry import register_model, variant
 
 _NETWORK = dict(type="zoo.detection.focus_detr.FocusDETR")
 _SMALL = dict(d_model=128, nhead=8, num_encoder_layers=3, num_decoder_layers=3, dim_feedforward=256, num_best=20)
-
-
-def _swin(name: str) -> dict[str, Any]:
-    return dict(type="zoo.backbones.timm.TimmBackbone", model_name=name, out_indices=(1, 2, 3), strict_img_size=False)
 
 
 @register_model(task="detection", family="focus_detr", input_size=INPUT_SIZE)
@@ -33,22 +29,22 @@ def focus_detr_r101() -> dict[str, Any]:
 @register_model(task="detection", family="focus_detr", input_size=INPUT_SIZE)
 @variant(Detector)
 def focus_detr_swin_tiny() -> dict[str, Any]:
-    """Swin-T (timm), four levels."""
-    return dict(backbone=_swin("swin_tiny_patch4_window7_224"), network=_NETWORK)
+    """Swin-T, four levels."""
+    return dict(backbone=swin("tiny", (1, 2, 3), 0.1), network=_NETWORK)
 
 
 @register_model(task="detection", family="focus_detr", input_size=INPUT_SIZE)
 @variant(Detector)
 def focus_detr_swin_base_384() -> dict[str, Any]:
-    """Swin-B of 384 pixels (timm), four levels."""
-    return dict(backbone=_swin("swin_base_patch4_window12_384"), network=_NETWORK)
+    """Swin-B of 384 pixels, four levels."""
+    return dict(backbone=swin("base_384", (1, 2, 3), 0.2), network=_NETWORK)
 
 
 @register_model(task="detection", family="focus_detr", input_size=INPUT_SIZE)
 @variant(Detector)
 def focus_detr_swin_large_384() -> dict[str, Any]:
-    """Swin-L of 384 pixels (timm), four levels."""
-    return dict(backbone=_swin("swin_large_patch4_window12_384"), network=_NETWORK)
+    """Swin-L of 384 pixels, four levels."""
+    return dict(backbone=swin("large_384", (1, 2, 3), 0.2), network=_NETWORK)
 
 
 @register_model(task="detection", family="focus_detr", input_size=NANO_SIZE)

@@ -9,17 +9,33 @@ import torch
 from torch import Tensor
 
 from zoo.weights.importers._official import refuse
+from zoo.weights.importers._swin import MICROSOFT, NAMED, is_own_swin, naming, official_swin, own_swin, swin_config
 
 BACKBONE = "backbone.0.body."
+#: of a Swin, which is not torchvision's and has no body
+SWIN = "backbone.0."
 #: learned positions, which the authors keep beside the backbone
 POSITION = "backbone.1."
 
 
-def backbone_config(entry: str, kwargs: Mapping[str, Any], levels: int) -> dict[str, Any] | None:
-    """The backbone of the authors' arguments: a ResNet by its parts ("resnet") or its name; None if maps are given."""
+def backbone_config(entry: str, kwargs: Mapping[str, Any], levels: int, swins: bool = False) -> dict[str, Any] | None:
+    """The backbone of the authors' arguments; None if maps are given.
+
+    Args:
+        entry: for messages.
+        kwargs: ``resnet``, a ResNet's parts, or ``backbone``, a ResNet's name (or, with ``swins``, DINO's name of a
+            Swin, or a Swin's arguments). DINO's ``return_interm_indices`` say which maps it gives.
+        levels: maps that the network reads.
+        swins: whether the authors' code has Swins.
+
+    Raises:
+        TypeError, ValueError: what is not supported.
+    """
     from zoo.detection.resnet import DEPTHS, ResNetBackbone
 
-    out_indices = (3,) if levels == 1 else (1, 2, 3)
+    out_indices = tuple(kwargs.get("return_interm_indices", (3,) if levels == 1 else (1, 2, 3)))
+    if out_indices not in ((3,), (1, 2, 3), (0, 1, 2, 3)):
+        raise refuse(entry, "return_interm_indices", out_indices, "[3], [1, 2, 3] and [0, 1, 2, 3]")
     if "resnet" in kwargs:
         parts = dict(kwargs["resnet"])
         dilated = parts.pop("replace_stride_with_dilation", [False, False, False])
@@ -40,8 +56,15 @@ def backbone_config(entry: str, kwargs: Mapping[str, Any], levels: int) -> dict[
             dilation=bool(dilated[2]),
         )
     if "backbone" in kwargs:
-        if kwargs["backbone"] not in DEPTHS:
-            raise refuse(entry, "backbone", kwargs["backbone"], ", ".join(DEPTHS))
+        name = kwargs["backbone"]
+        if swins and isinstance(name, Mapping):
+            return swin_config(entry, name)
+        if swins and name in NAMED:
+            if kwargs.get("dilation", False):
+                raise refuse(entry, "dilation", True, "False, over a Swin")
+            return swin_config(entry, {**NAMED[name], "out_indices": out_indices})
+        if name not in DEPTHS:
+            raise refuse(entry, "backbone", name, ", ".join([*DEPTHS, *(NAMED if swins else ())]))
         return dict(
             type=ResNetBackbone,
             name=kwargs["backbone"],
@@ -72,13 +95,24 @@ def without_copies(state: Mapping[str, Tensor], same: Callable[[str], str | None
 
 
 def split_backbone(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Keys of the ResNet (ours) and the rest, from the authors' names; ``num_batches_tracked`` is dropped."""
-    backbone = {
-        k[len(BACKBONE) :]: v
-        for k, v in state.items()
-        if k.startswith(BACKBONE) and not k.endswith("num_batches_tracked") and not k[len(BACKBONE) :].startswith("fc.")
-    }
-    rest = {k: v for k, v in state.items() if not k.startswith(BACKBONE)}
+    """Keys of the ResNet or Swin (ours) and the rest, from the authors' names; ``num_batches_tracked`` is dropped.
+
+    Raises:
+        KeyError: a Swin with an unknown key.
+    """
+    if naming(state, SWIN) == MICROSOFT:
+        inside = {k[len(SWIN) :]: v for k, v in state.items() if k.startswith(SWIN)}
+        backbone = own_swin(inside, MICROSOFT)
+        rest = {k: v for k, v in state.items() if not k.startswith(SWIN)}
+    else:
+        backbone = {
+            k[len(BACKBONE) :]: v
+            for k, v in state.items()
+            if k.startswith(BACKBONE)
+            and not k.endswith("num_batches_tracked")
+            and not k[len(BACKBONE) :].startswith("fc.")
+        }
+        rest = {k: v for k, v in state.items() if not k.startswith(BACKBONE)}
     return backbone, {k.replace(POSITION, "position.") if k.startswith(POSITION) else k: v for k, v in rest.items()}
 
 
@@ -89,11 +123,21 @@ def joined(backbone: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dic
     return {**{f"backbone.{k}": v for k, v in backbone.items()}, **{f"network.{k}": v for k, v in network.items()}}
 
 
-def parted(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The inverse of :func:`joined`, backbone and positions under the authors' names."""
+def separated(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The inverse of :func:`joined`: the backbone's tensors and the network's, under our names."""
     whole = any(k.startswith("network.") for k in state)
-    backbone = {BACKBONE + k[len("backbone.") :]: v for k, v in state.items() if whole and k.startswith("backbone.")}
+    backbone = {k[len("backbone.") :]: v for k, v in state.items() if whole and k.startswith("backbone.")}
     network = {k.removeprefix("network."): v for k, v in state.items() if not (whole and k.startswith("backbone."))}
+    return backbone, network
+
+
+def parted(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """As :func:`separated`, backbone and positions under the authors' names."""
+    backbone, network = separated(state)
+    if is_own_swin(backbone):
+        backbone = {SWIN + k: v for k, v in official_swin(backbone, MICROSOFT).items()}
+    else:
+        backbone = {BACKBONE + k: v for k, v in backbone.items()}
     return backbone, {
         k.replace("position.", POSITION) if k.startswith("position.") else k: v for k, v in network.items()
     }
@@ -128,7 +172,12 @@ def from_script(kwargs: Mapping[str, Any], names: Mapping[str, str], skipped: It
 
 
 def detector_config(
-    entry: str, kwargs: Mapping[str, Any], args: Mapping[str, Any], network: dict[str, Any], levels: int
+    entry: str,
+    kwargs: Mapping[str, Any],
+    args: Mapping[str, Any],
+    network: dict[str, Any],
+    levels: int,
+    swins: bool = False,
 ) -> dict[str, Any]:
     """The spec of a whole detector where the authors' arguments name a backbone, else of the network over given maps.
 
@@ -137,9 +186,9 @@ def detector_config(
     """
     from zoo.detection.detector import Detector
 
-    backbone = backbone_config(entry, kwargs, levels)
+    backbone = backbone_config(entry, kwargs, levels, swins)
     if backbone is not None:
         return dict(type=Detector, backbone=backbone, network=network)
     if args["backbone_channels"] is None:
-        raise refuse(entry, "backbone", None, "a ResNet's name")
+        raise refuse(entry, "backbone", None, "a backbone, or backbone_channels")
     return {**network, "channels": tuple(args["backbone_channels"])}

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.weights.importers._detr import detector_config, joined, parted
+from zoo.weights.importers._detr import detector_config, joined, separated
 from zoo.weights.importers._official import KeyMap, official_arguments, refuse
+from zoo.weights.importers._swin import MICROSOFT, MMDET, is_own_swin, naming, official_swin, own_swin, swin_config
 
 _HEADS = "RPNHead + CoStandardRoIHead, CoATSSHead"
 DEFORMABLE = f"projects.models.CoDETR (CoDeformDETRHead, {_HEADS})"
@@ -141,16 +142,57 @@ def config_from_official(entry: str, kwargs: Mapping[str, Any]) -> dict[str, Any
     else:
         network |= dict(two_stage=args["as_two_stage"], with_box_refine=args["with_box_refine"])
         network["transformer"]["look_forward_twice"] = args["look_forward_twice"] and args["with_box_refine"]
-    spec = detector_config(
-        entry, kwargs, {"backbone_channels": args["in_channels"]}, network, levels=args["num_levels"]
-    )
-    if "backbone" in spec:
-        first = tuple(args["strides"])[0]
-        if first not in (4, 8):
-            raise refuse(
-                entry, "strides", args["strides"], "strides that begin with 4 or 8, those of a ResNet's stages"
-            )
-        spec["backbone"]["out_indices"] = (0, 1, 2, 3) if first == 4 else (1, 2, 3)
+    first = tuple(args["strides"])[0]
+    if "backbone" in kwargs and first not in (4, 8):
+        raise refuse(entry, "strides", args["strides"], "strides that begin with 4 or 8, those of a backbone's stages")
+    stages = (0, 1, 2, 3) if first == 4 else (1, 2, 3)
+    backbone = kwargs.get("backbone")
+    if isinstance(backbone, Mapping):
+        from zoo.detection.detector import Detector
+
+        return dict(type=Detector, backbone=_backbone(entry, backbone, stages), network=network)
+    maps = {"backbone_channels": args["in_channels"]}
+    return detector_config(entry, {**kwargs, "return_interm_indices": stages}, maps, network, levels=args["num_levels"])
+
+
+_RESNET: dict[str, Any] = dict(
+    type="ResNet",
+    depth=50,
+    num_stages=4,
+    out_indices=(0, 1, 2, 3),
+    frozen_stages=-1,
+    norm_cfg={"type": "BN", "requires_grad": True},
+    norm_eval=True,
+    style="pytorch",
+    init_cfg=None,
+)
+
+
+def _backbone(entry: str, given: Mapping[str, Any], stages: tuple[int, ...]) -> dict[str, Any]:
+    """Our spec for mmdet's ``backbone=dict(type=...)``, whose maps must be of ``stages``."""
+    from zoo.detection.resnet import DEPTHS, ResNetBackbone
+
+    kind = given.get("type")
+    if kind in ("SwinTransformerV1", "SwinTransformer"):
+        spec = swin_config(entry, given, MICROSOFT if kind == "SwinTransformerV1" else MMDET)
+    elif kind == "ResNet":
+        args = official_arguments(f"{entry} backbone", given, _RESNET)
+        fixed = dict(num_stages=4, norm_eval=True, style="pytorch", norm_cfg={"type": "BN", "requires_grad": False})
+        for key, value in fixed.items():
+            if args[key] != value:
+                raise refuse(entry, f"backbone.{key}", args[key], repr(value))
+        if f"resnet{args['depth']}" not in DEPTHS:
+            raise refuse(entry, "backbone.depth", args["depth"], ", ".join(n.removeprefix("resnet") for n in DEPTHS))
+        spec = dict(
+            type=ResNetBackbone,
+            name=f"resnet{args['depth']}",
+            out_indices=tuple(args["out_indices"]),
+            frozen_stages=args["frozen_stages"],
+        )
+    else:
+        raise refuse(entry, "backbone.type", kind, "'ResNet', 'SwinTransformerV1' and 'SwinTransformer'")
+    if spec["out_indices"] != stages:
+        raise refuse(entry, "backbone.out_indices", spec["out_indices"], f"{stages}, those of the strides")
     return spec
 
 
@@ -232,6 +274,9 @@ def convert_state_dict(entry: str, state: Mapping[str, Tensor]) -> dict[str, Ten
         KeyError: an unknown key.
     """
     backbone = {k[len(_BACKBONE) :]: v for k, v in state.items() if k.startswith(_BACKBONE)}
+    swin = naming(backbone)
+    if swin is not None:
+        backbone = own_swin(backbone, swin)
     backbone = {k: v for k, v in backbone.items() if not k.endswith(_COUNTER)}
     rest = {k: v for k, v in state.items() if not k.startswith(_BACKBONE)}
     maps = 1 + max((int(k.split(".")[2]) for k in rest if k.startswith("neck.convs.")), default=-1)
@@ -249,14 +294,22 @@ def convert_state_dict(entry: str, state: Mapping[str, Tensor]) -> dict[str, Ten
     return joined(backbone, found)
 
 
-def revert_state_dict(entry: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def revert_state_dict(entry: str, state: Mapping[str, Tensor], swin: str = MICROSOFT) -> dict[str, Tensor]:
     """Our state dict to the authors'.
+
+    Args:
+        entry: the entry.
+        state: our state dict.
+        swin: the names that a Swin gets: those of the authors' class, ``"SwinTransformerV1"``, or those of
+            ``"SwinTransformer of mmdet"``.
 
     Raises:
         KeyError: an unknown key.
     """
-    backbone, network = parted(state)
-    backbone = {_BACKBONE + k.removeprefix("backbone.0.body."): v for k, v in backbone.items()}
+    backbone, network = separated(state)
+    if is_own_swin(backbone):
+        backbone = official_swin(backbone, swin)
+    backbone = {_BACKBONE + k: v for k, v in backbone.items()}
     if entry == DINO:
         count = _last(network) + 1
         network = {re.sub(r"^first_(class_embed|bbox_embed)\.", rf"\g<1>.{count}.", k): v for k, v in network.items()}

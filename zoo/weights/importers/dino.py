@@ -127,6 +127,8 @@ _NETWORK_FIXED: dict[str, Any] = dict(
     decoder_sa_type="sa",
     num_patterns=0,
 )
+#: arguments of the backbone
+_BACKBONE = ("backbone", "dilation", "return_interm_indices")
 #: arguments of the authors' config files -> the transformer's
 _SCRIPT = dict(
     hidden_dim="d_model",
@@ -157,7 +159,7 @@ def _same_value(a: Any, b: Any) -> bool:
 
 def from_script(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The constructors' arguments from those of the authors' config files (which checkpoints keep as ``args``)."""
-    found: dict[str, Any] = {k: v for k, v in kwargs.items() if k in _NETWORK or k in ("backbone", "dilation")}
+    found: dict[str, Any] = {k: v for k, v in kwargs.items() if k in _NETWORK or k in _BACKBONE}
     found["position_embedding"] = {
         "temperatureH": kwargs.get("pe_temperatureH", 20),
         "temperatureW": kwargs.get("pe_temperatureW", 20),
@@ -188,7 +190,7 @@ def config_from_official(entry: str, kwargs: Mapping[str, Any]) -> dict[str, Any
         raise LookupError(f"entry {entry!r} is not known; accepted is {NETWORK!r}")
     if "hidden_dim" in kwargs:
         kwargs = from_script(kwargs)
-    args = official_arguments(entry, {k: v for k, v in kwargs.items() if k not in ("backbone", "dilation")}, _NETWORK)
+    args = official_arguments(entry, {k: v for k, v in kwargs.items() if k not in _BACKBONE}, _NETWORK)
     inner = official_arguments(f"{entry} transformer", args["transformer"] or {}, _TRANSFORMER)
     for given, fixed, where in ((inner, _FIXED, "transformer."), (args, _NETWORK_FIXED, "")):
         for key, value in fixed.items():
@@ -230,7 +232,7 @@ def config_from_official(entry: str, kwargs: Mapping[str, Any]) -> dict[str, Any
             )
         },
     )
-    return detector_config(entry, kwargs, args, network, levels=args["num_feature_levels"])
+    return detector_config(entry, kwargs, args, network, levels=args["num_feature_levels"], swins=True)
 
 
 _ALIAS = re.compile(r"transformer\.decoder\.((?:bbox|class)_embed\..*)")

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.weights.importers._detr import detector_config, joined, parted, split_backbone, without_copies
+from zoo.weights.importers._detr import detector_config, joined, separated, split_backbone, without_copies
 from zoo.weights.importers._official import KeyMap, official_arguments
+from zoo.weights.importers._swin import MICROSOFT, is_own_swin, naming, official_swin, own_swin
 
 NETWORK = "projects.focus_detr.modeling.FOCUS_DETR"
 
@@ -77,7 +78,7 @@ def config_from_official(entry: str, kwargs: Mapping[str, Any]) -> dict[str, Any
         ),
     )
     return detector_config(
-        entry, kwargs, {"backbone_channels": args["in_channels"]}, network, levels=args["num_feature_levels"]
+        entry, kwargs, {"backbone_channels": args["in_channels"]}, network, args["num_feature_levels"], swins=True
     )
 
 
@@ -126,6 +127,24 @@ _MAP = KeyMap(
         ),
     ]
 )
+_BACKBONE = "backbone."
+#: detectron2's ResNet, and torchvision's
+_RESNET = KeyMap(
+    [
+        ("stem.conv1.norm.{p}", "bn1.{p}"),
+        ("stem.conv1.{p}", "conv1.{p}"),
+        *(
+            (f"res{i + 1}.{{b}}.{official}", f"layer{i}.{{b}}.{own}")
+            for i in range(1, 5)
+            for official, own in (
+                ("conv{n}.norm.{p}", "bn{n}.{p}"),
+                ("conv{n}.{p}", "conv{n}.{p}"),
+                ("shortcut.norm.{p}", "downsample.1.{p}"),
+                ("shortcut.{p}", "downsample.0.{p}"),
+            )
+        ),
+    ]
+)
 _EXTRA = re.compile(r"neck\.extra_convs\.(\d+)\.(conv|norm)\.(\w+)")
 _LEVEL = re.compile(r"input_proj\.(\d+)\.([01])\.(\w+)")
 _ALIAS = re.compile(r"transformer\.decoder\.((?:class|bbox)_embed\..*)")
@@ -138,6 +157,17 @@ def _layers(state: Mapping[str, Tensor], part: str) -> int:
     return 1 + max(int(k.split(".")[3]) for k in state if k.startswith(f"transformer.{part}.layers."))
 
 
+def _split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The backbone under our names, and the rest: detectron2's ResNet or Swin, or a ResNet as in DETR's files."""
+    inside = {k[len(_BACKBONE) :]: v for k, v in state.items() if k.startswith(_BACKBONE)}
+    rest = {k: v for k, v in state.items() if not k.startswith(_BACKBONE)}
+    if naming(inside) == MICROSOFT:
+        return own_swin(inside, MICROSOFT), rest
+    if any(k.startswith("stem.") for k in inside):
+        return _RESNET.convert({k: v for k, v in inside.items() if not k.endswith("num_batches_tracked")}), rest
+    return split_backbone(state)
+
+
 def convert_state_dict(entry: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The authors' state dict to ours; second names of the heads are dropped.
 
@@ -145,7 +175,7 @@ def convert_state_dict(entry: str, state: Mapping[str, Tensor]) -> dict[str, Ten
         KeyError: an unknown key.
         ValueError: two names of a head hold different numbers.
     """
-    backbone, network = split_backbone(state)
+    backbone, network = _split(state)
     depth = _layers(network, "encoder")
 
     def same(key: str) -> str | None:
@@ -162,8 +192,10 @@ def convert_state_dict(entry: str, state: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def revert_state_dict(entry: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict to the authors', second names of the decoder's heads included."""
-    backbone, network = parted(state)
+    """Our state dict to the authors', second names of the decoder's heads included; backbones are detectron2's."""
+    backbone, network = separated(state)
+    backbone = official_swin(backbone, MICROSOFT) if is_own_swin(backbone) else _RESNET.revert(backbone)
+    backbone = {_BACKBONE + k: v for k, v in backbone.items()}
     # What makes further levels is a 3x3 convolution.
     further = sorted(
         int(k.split(".")[1])
