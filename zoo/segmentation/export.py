@@ -83,6 +83,7 @@ class _Square(SegmentationPredictor):
             device="cpu",
         )
         self.windows = None
+        self.recorded = _recorded_options(self.postprocess) if self.kind == "masks" else None
 
     def export_network(self) -> nn.Module:
         network = _Raw(self.model.segmenter)
@@ -95,9 +96,7 @@ class _Square(SegmentationPredictor):
             "palette": [list(c) for c in self.palette],
             "category_ids": self.category_ids,
         }
-        if self.kind == "masks":
-            facts["postprocess"] = _recorded_options(self.postprocess)
-        return facts
+        return facts if self.recorded is None else {**facts, "postprocess": self.recorded}
 
     @staticmethod
     def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MASK_FORMATS = ("png", "rle", "polygons")
 
 
-@dataclass
+@dataclass(eq=False)
 class Instances:
     """Objects of one image, best first.
 
@@ -42,7 +42,7 @@ class Instances:
         return len(self.labels)
 
 
-@dataclass
+@dataclass(eq=False)
 class Segments:
     """A partition of one image.
 
