@@ -17,6 +17,8 @@ import datetime
 import io
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -143,13 +145,32 @@ def forward(ours: torch.nn.Module, peer: torch.nn.Module) -> Calls:
     return lambda: ours(image)["logits"], lambda: peer(image)["logits"]
 
 
+def sliding_memory(threads: int) -> float:
+    """Peak memory in GiB of a process of its own that segments an image of 8192 x 8192 by windows of 512 x 512."""
+    program = f"""
+import resource
+import numpy as np, torch
+from zoo.segmentation.inference import untrained_predictor
+torch.set_num_threads({threads})
+predictor = untrained_predictor("upernet_davit_nano", num_classes=150)
+image = np.random.default_rng(0).integers(0, 256, (8192, 8192, 3), np.uint8)
+(result,) = predictor([image], sliding=(512, 384))
+assert result.label_map.shape == (8192, 8192)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
 COMPARISONS = [
     Comparison("UPerNet-DaViT-T at 512x512, the same head over timm's DaViT", 1.05, upernet_over_timm),
     Comparison("UPerNet-DaViT-T at 512x512, transformers' head over timm's DaViT", 1.05, upernet_over_timm_plain),
     Comparison("SegFormer-B5's head at 512x512, transformers'", 1.0, segformer_head),
     Comparison("Mask2Former's pixel decoder at 512x512, transformers'", 2.5, pixel_decoder),
 ]
-MEASUREMENTS: list[Measurement] = []
+MEASUREMENTS = [
+    Measurement("sliding-window memory 8192x8192, UPerNet-DaViT-nano, 150 classes", "GiB", 4.0, sliding_memory),
+]
 
 
 def timed(call: Callable[[], Tensor]) -> float:

@@ -112,7 +112,7 @@ def test_export(name, suffix, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, "segformer_b0"])
 def test_export_of_all(name, suffix, tmp_path):
     report = export_model(predictor(name), tmp_path / f"d{suffix}")
     assert report.max_error <= 1e-4
