@@ -155,3 +155,24 @@ def test_the_same_unet_with_each_enlargement():
         state = UNet(1, 2, 2, (8, 16), upsample=upsample).state_dict()
         rest.append({k: v.shape for k, v in state.items() if not k.startswith("up.")})
     assert rest[0] == rest[1] == rest[2]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_levels_of_the_unet_predict_together(dims):
+    """The logits are a 1x1 convolution of the levels' predictions, enlarged to the input."""
+    network = UNet(1, 3, dims, (4, 8, 8), upsample="linear", predictions=2).eval()
+    x = torch.randn(1, 1, *(8, 12, 8)[:dims])
+    maps = []
+    hooks = [d.register_forward_hook(lambda m, i, o: maps.append(o)) for d in network.decoder]
+    with torch.no_grad():
+        logits = network(x)
+        coarse, fine = maps
+        larger = torch.nn.functional.interpolate(
+            network.coarse_heads[0](coarse), size=x.shape[2:], mode="bilinear" if dims == 2 else "trilinear"
+        )
+        assert torch.equal(logits, network.final(torch.cat([network.head(fine), larger], 1)))
+    for hook in hooks:
+        hook.remove()
+    assert UNet(1, 3, dims, (4, 8, 8)).final is None
+    with pytest.raises(ValueError, match="predictions=3: accepted are 1 to 2"):
+        UNet(1, 3, dims, (4, 8, 8), predictions=3)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.medical.layers import check_dims, to_tuple
-from zoo.medical.training_losses import halving_weights, need_monai
+from zoo.medical.training_losses import halving_losses, need_monai
 
 
 class MonaiNetwork(nn.Module):
@@ -185,9 +185,7 @@ class MonaiDynUNet(MonaiNetwork):
         outputs: Tensor | list[Tensor], target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
     ) -> dict[str, Tensor]:
         """The loss of each level's prediction, weighted by 1, 1/2, 1/4 ... over their sum as nnU-Net does."""
-        predictions = [outputs] if isinstance(outputs, Tensor) else outputs
-        weights = halving_weights(len(predictions)).tolist()
-        return {f"loss_level{i}": w * loss(p, target) for i, (w, p) in enumerate(zip(weights, predictions))}
+        return halving_losses(outputs, target, loss)
 
 
 class MonaiSwinUNETR(MonaiNetwork):

@@ -128,3 +128,12 @@ def halving_weights(count: int) -> Tensor:
     """Weights 1, 1/2, 1/4, ... of predictions from the finest to coarser ones, with a sum of 1 (nnU-Net)."""
     weights = 0.5 ** torch.arange(count, dtype=torch.float32)
     return weights / weights.sum()
+
+
+def halving_losses(
+    outputs: Tensor | list[Tensor], target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Losses of one prediction, or of several of the same size, weighted by :func:`halving_weights`."""
+    predictions = [outputs] if isinstance(outputs, Tensor) else outputs
+    weights = halving_weights(len(predictions)).tolist()
+    return {f"loss_level{i}": w * loss(p, target) for i, (w, p) in enumerate(zip(weights, predictions))}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.medical.layers import CONV, NORM, TRANSPOSED, check_dims, to_tuple
+from zoo.medical.layers import CONV, NORM, TRANSPOSED, check_dims, resize, to_tuple
 from zoo.medical.wau import LinearUpsample, WindowAttentionUpsample
 
 UPSAMPLES = ("wau", "linear", "transposed")
@@ -63,6 +63,8 @@ class UNet(nn.Module):
         upsample: "wau", "linear" or "transposed"; or a dict with "type" and options of
             :class:`zoo.medical.wau.WindowAttentionUpsample` (``num_heads``, ``window``, ``mlp_ratio``).
         norm: "instance" or "batch".
+        predictions: levels, from the finest on, that predict; a 1x1 convolution makes the logits of all of them, as in
+            Attention U-Net (arXiv 1804.03999). It brings small objects a short way to the coarse levels.
 
     Raises:
         ValueError: an argument outside the above. Inputs of any size run.
@@ -77,6 +79,7 @@ class UNet(nn.Module):
         strides: Sequence[int | Sequence[int]] | None = None,
         upsample: str | Mapping[str, Any] = "wau",
         norm: str = "instance",
+        predictions: int = 1,
     ):
         super().__init__()
         check_dims(dims)
@@ -97,6 +100,15 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(upsample_block(upsample, below, w, s, dims) for w, below, s in pairs)
         self.decoder = nn.ModuleList(self._block(2 * w, w, (1,) * dims) for w, _, _ in pairs)
         self.head = CONV[dims](widths[0], num_classes, 1)
+        if not 1 <= predictions < len(widths):
+            raise ValueError(f"predictions={predictions}: accepted are 1 to {len(widths) - 1}")
+        self.coarse_heads = nn.ModuleList(CONV[dims](w, num_classes, 1) for w in widths[1:predictions])
+        self.final = CONV[dims](predictions * num_classes, num_classes, 1) if predictions > 1 else None
+        for name, part in self.named_modules():
+            if isinstance(part, (nn.Conv2d, nn.Conv3d)) and not name.startswith("up."):
+                nn.init.kaiming_normal_(part.weight, a=0.01)  # nnU-Net's
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
 
     def _block(self, in_chans: int, out_chans: int, stride: Sequence[int]) -> nn.Sequential:
         parts: list[nn.Module] = []
@@ -119,6 +131,10 @@ class UNet(nn.Module):
         for block in self.encoder:
             x = block(x)
             levels.append(x)
+        coarse: list[Tensor] = []
         for i in reversed(range(len(self.up))):
             x = self.decoder[i](torch.cat([levels[i], self.up[i](levels[i], x)], 1))
-        return self.head(x)
+            if 0 < i <= len(self.coarse_heads):
+                coarse.append(resize(self.coarse_heads[i - 1](x), levels[0].shape[2:]))
+        logits = self.head(x)
+        return logits if self.final is None else self.final(torch.cat([logits, *coarse[::-1]], 1))

@@ -33,7 +33,7 @@ def wau_unet_3d() -> dict[str, Any]:
 @variant(UNet)
 def wau_unet_nano() -> dict[str, Any]:
     """For slices of generated volumes: 0.3 million parameters."""
-    return dict(num_classes=5, dims=2, widths=(12, 24, 48, 96), upsample="wau", norm="batch")
+    return dict(num_classes=5, dims=2, widths=(12, 24, 48, 96), upsample="wau", norm="batch", predictions=3)
 
 
 @register_model(task="medical", kind="segmentation", family="wau", input_size=(48, 48, 32))
@@ -45,6 +45,7 @@ def wau_unet_nano_3d() -> dict[str, Any]:
         dims=3,
         widths=(8, 16, 32, 64),
         upsample=dict(type="wau", window=2, num_heads=2, mlp_ratio=1.0),
+        predictions=3,
     )
 
 
