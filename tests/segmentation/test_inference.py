@@ -272,6 +272,8 @@ def test_descriptions_that_do_not_fit():
         SegmentationPredictor(model(), classes=["a", "b", "c"])
     with pytest.raises(ValueError, match="palette has 2 entries for 4 classes"):
         SegmentationPredictor(model(), palette=[(0, 0, 0), (1, 1, 1)])
+    with pytest.raises(ValueError, match="category_ids has 1 entries for 4 classes"):
+        SegmentationPredictor(model(), category_ids=[7])
     with pytest.raises(ValueError, match="palette='ade'"):
         SegmentationPredictor(model(), palette="ade")
 

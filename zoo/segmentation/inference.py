@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -93,7 +94,9 @@ class SegmentationPredictor(Predictor[SegmentationResult]):
         self.names = [self.class_name(k) for k in range(num_classes)]
         self.palette = palette_of(num_classes, self.classes, palette)
         self.category_ids = list(range(num_classes)) if category_ids is None else [int(c) for c in category_ids]
-        self._in_parts = False
+        if len(self.category_ids) != num_classes:
+            raise ValueError(f"category_ids has {len(self.category_ids)} entries for {num_classes} classes")
+        self._parts: _Parts | None = None
 
     def check_options(self, **options: Any) -> None:
         if options["masks"] not in MASK_FORMATS:
@@ -124,30 +127,28 @@ class SegmentationPredictor(Predictor[SegmentationResult]):
             return super().__call__(images, batch_size=batch_size or 16, workers=workers, **options)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: accepted are 1 and above")
-        other = copy.copy(self)
-        other._in_parts, other.windows = True, windows
         if batch_size is None:
             batch_size = 1 if self.device.type == "cpu" else 4
-        other._windows_at_once = batch_size
         # images are brought to each of their sizes from the original
-        spec = {"train": False} if sliding is not None and self.native else self.transform_spec
-        other._spec = spec
+        spec = {} if sliding is not None and self.native else self.transform_spec
+        other = copy.copy(self)
+        other.windows, other._parts = windows, _Parts(spec, batch_size)
         return super(SegmentationPredictor, other).__call__(images, batch_size=1, workers=workers or 1, **options)
 
     def prepare(self, image: np.ndarray) -> tuple[np.ndarray, None]:
-        if self._in_parts:
+        if self._parts is not None:
             return image, None
         return np.ascontiguousarray(self.transform(image)[0]), None
 
     def forward(self, pixels: Sequence[np.ndarray]) -> Any:
-        if self._in_parts:
+        if self._parts is not None:
             return None  # windows and versions of the image are made where its result is
         return super().forward(pixels)
 
     @torch.inference_mode()
     def results(self, outputs: Any, samples: Sequence[Sample], **options: Any) -> list[SegmentationResult]:
         found: Sequence[Mapping[str, Any]]
-        if self._in_parts:
+        if self._parts is not None:
             found = [{"sem_seg": self._in_parts_of(sample, Augmentation.of(options["tta"]))} for sample in samples]
         else:
             from zoo.detection.model import as_float
@@ -202,10 +203,11 @@ class SegmentationPredictor(Predictor[SegmentationResult]):
         """Labels ``[H, W]`` of an image that is read by windows, or in several versions."""
         assert sample.pixels is not None
         assert sample.size is not None
-        image, original = sample.pixels, sample.size
+        assert self._parts is not None
+        image, original, parts = sample.pixels, sample.size, self._parts
         if self.windows is None:
             assert tta is not None
-            views = [v for scale in tta.scales for v in self._views(_scaled(image, self._spec, scale), original, tta)]
+            views = [v for scale in tta.scales for v in self._views(_scaled(image, parts.spec, scale), original, tta)]
             return mean_labels(views, softmax=self.kind == "semantic")
         network: Callable[[Tensor], Tensor] = self.scores
         if tta is not None:
@@ -214,10 +216,10 @@ class SegmentationPredictor(Predictor[SegmentationResult]):
         crop, stride = self.windows
 
         def windows(scale: float, output: str) -> Tensor:
-            pixels = torch.from_numpy(_scaled(image, self._spec, scale)).permute(2, 0, 1)[None]
+            pixels = torch.from_numpy(_scaled(image, parts.spec, scale)).permute(2, 0, 1)[None]
             return sliding_window(
                 network, pixels, crop, stride, self.num_classes, output=output, size=original,
-                batch=self._windows_at_once,
+                batch=parts.batch,
             )[0]  # fmt: skip
 
         if tta is None or len(tta.scales) == 1:
@@ -270,6 +272,14 @@ class SegmentationPredictor(Predictor[SegmentationResult]):
         from zoo.segmentation.export import square_predictor
 
         return square_predictor(self)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """How a call reads images by windows or in several versions: the transform's arguments, and windows at once."""
+
+    spec: Mapping[str, Any]
+    batch: int
 
 
 class _Raw(nn.Module):
