@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from zoo.weights.importers._co_detr_config import flat_arguments
 from zoo.weights.importers._detr import detector_config, joined, separated
 from zoo.weights.importers._official import KeyMap, official_arguments, refuse
 from zoo.weights.importers._swin import MICROSOFT, MMDET, is_own_swin, naming, official_swin, own_swin, swin_config
@@ -77,6 +78,11 @@ _KINDS = {DEFORMABLE: "deformable", DINO: "dino"}
 def config_from_official(entry: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Our spec for the authors' arguments: a whole detector where they name a backbone, else the network over maps.
 
+    Args:
+        entry: one of ``CHECKPOINTS``.
+        kwargs: arguments by the names that they have in the authors' classes, or the ``model`` of a config file of
+            theirs: ``dict(type="CoDETR", backbone=dict(...), query_head=dict(...), ...)``.
+
     Raises:
         LookupError: an unknown entry.
         TypeError, ValueError: an argument that the authors' model does not have, or that is not supported.
@@ -86,6 +92,8 @@ def config_from_official(entry: str, kwargs: Mapping[str, Any]) -> dict[str, Any
     if entry not in _KINDS:
         raise LookupError(f"entry {entry!r} is not known; accepted are {', '.join(map(repr, _KINDS))}")
     dino = entry == DINO
+    if "query_head" in kwargs:
+        kwargs = flat_arguments(entry, kwargs, dino)
     defaults = {**_COMMON, **_OWN[entry], "kind": _KINDS[entry]}
     args = official_arguments(entry, {k: v for k, v in kwargs.items() if k != "backbone"}, defaults)
     fixed: dict[str, Any] = dict(kind=_KINDS[entry], num_reg_fcs=2, eval_module="detr", eval_index=0)
