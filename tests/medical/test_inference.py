@@ -435,6 +435,11 @@ def test_names_whose_weights_do_not_say_how_to_prepare(tmp_path, caplog):
     assert "does not say how volumes are normalised" in caplog.text
 
 
+def test_classifiers_of_volumes_say_what_to_use_instead():
+    with pytest.raises(LookupError, match="ct_scroll_nano is a classifier.*zoo test"):
+        load_predictor("ct_scroll_nano")
+
+
 def test_autocast_and_half_precision(tmp_path):
     data, labels = boxes()
     source = write(tmp_path / "x.nii.gz", data)

@@ -302,6 +302,11 @@ def load_predictor(model: Any, weights: str | os.PathLike[str] | None = None, **
 
     if is_bag_model(model):
         return load_bag_predictor(model, weights, **options)
+    if isinstance(model, str) and model in MODELS and MODELS.entry(model).meta.get("kind") == "classification":
+        raise LookupError(
+            f"{model} is a classifier, for which there is no prediction of files: `zoo test` evaluates it, and "
+            f"zoo.medical.volume_classifier.VolumeClassifier gives its scores in Python"
+        )
     if isinstance(model, nn.Module):
         wrapped = model if isinstance(model, VolumeSegmenter) else VolumeSegmenter(model)
         meta = {} if weights is None else _meta(weights)
