@@ -1,6 +1,7 @@
 """Swins of detectors: the authors' names and values are read and written, and give transformers' outputs."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ import zoo
 from zoo.backbones.swin import Swin
 from zoo.layers.patch_merging import PatchMerging
 from zoo.registry import MODELS, build
-from zoo.weights.importers import co_detr, dino, focus_detr
+from zoo.weights.errors import CheckpointError
+from zoo.weights.importers import co_detr, dino, focus_detr, swin
 from zoo.weights.importers._swin import MICROSOFT, MMDET, naming, official_swin, own_swin, swin_config
 from zoo.weights.load import load_weights
 
@@ -129,6 +131,37 @@ def test_names_and_values_go_back(theirs, scheme):
         official_swin({"head.fc.weight": torch.zeros(1)}, scheme)
 
 
+@pytest.mark.parametrize("entry", [swin.MICROSOFT, swin.MMDET])
+def test_backbones_start_from_files_of_classification(entry, theirs, tmp_path):
+    scheme = MICROSOFT if entry == swin.MICROSOFT else MMDET
+    state = {k: v for k, v in names_of(scheme, theirs.state_dict()).items() if not re.match(r"norm\d\.", k)}
+    state |= {"norm.weight": torch.ones(96), "norm.bias": torch.zeros(96)}
+    state |= {"head.weight": torch.ones(9, 96), "head.bias": torch.zeros(9)}
+    torch.save({"model": state}, tmp_path / "swin.pth")
+    _, _, model = detector("dino")
+    report = load_weights(model.backbone, tmp_path / "swin.pth", strict=False, adapt=True)
+    assert report.converted_by == entry
+    assert set(report.dropped) == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
+    assert set(report.missing) == {f"norms.{i}.{p}" for i in (1, 2, 3) for p in ("weight", "bias")}
+    assert not report.unexpected
+    assert not report.mismatched
+    own = swin.convert_state_dict(entry, state)
+    assert all(torch.equal(model.backbone.state_dict()[k], own[k]) for k in report.loaded)
+    back = swin.revert_state_dict(entry, own)
+    expected = {k: v for k, v in state.items() if not k.endswith("_index")}
+    assert back.keys() == expected.keys()
+    assert all(torch.equal(back[k], v) for k, v in expected.items())
+    with pytest.raises(LookupError, match="not known"):
+        swin.convert_state_dict("Swin", state)
+    # A classifier of these windows would compute something else than the authors'.
+    with pytest.raises(CheckpointError, match="unexpected: "):
+        load_weights(Swin(**SIZES, num_classes=9), tmp_path / "swin.pth")
+    width = "embed_dims" if scheme == MMDET else "embed_dim"
+    given = {width if k == "embed_dim" else k: v for k, v in SIZES.items()}
+    spec = swin.config_from_official(entry, given)
+    assert build(spec, MODELS).state_dict().keys() == Swin(**SIZES).state_dict().keys()
+
+
 SMALL = {
     "dino": (
         dino,
@@ -161,13 +194,13 @@ SMALL = {
 
 def detector(name):
     system, entry, kwargs = SMALL[name.split()[0]]
-    swin = dict(**SIZES, out_indices=(1, 2, 3))
+    given = dict(**SIZES, out_indices=(1, 2, 3))
     if name == "co_detr":
-        swin |= dict(type="SwinTransformerV1", ape=False, patch_norm=True, use_checkpoint=False, pretrained="x.pth")
+        given |= dict(type="SwinTransformerV1", ape=False, patch_norm=True, use_checkpoint=False, pretrained="x.pth")
     if name == "co_detr mmdet":
-        swin |= dict(type="SwinTransformer", embed_dims=swin.pop("embed_dim"), convert_weights=True)
+        given |= dict(type="SwinTransformer", embed_dims=given.pop("embed_dim"), convert_weights=True)
     torch.manual_seed(0)
-    return system, entry, build(system.config_from_official(entry, {**kwargs, "backbone": swin}), MODELS).eval()
+    return system, entry, build(system.config_from_official(entry, {**kwargs, "backbone": given}), MODELS).eval()
 
 
 @pytest.mark.parametrize("name", PREFIXES)
@@ -177,11 +210,11 @@ def test_a_detector_loads_under_the_authors_names(name, theirs):
     scheme = MMDET if name.endswith("mmdet") else MICROSOFT
     state = system.revert_state_dict(entry, model.state_dict(), *([MMDET] if scheme == MMDET else []))
     prefix = PREFIXES[name]
-    swin = {prefix + k: v for k, v in names_of(scheme, theirs.state_dict()).items() if not k.startswith("norm0.")}
-    buffers = {k for k in swin if k.endswith("relative_position_index")}
+    backbone = {prefix + k: v for k, v in names_of(scheme, theirs.state_dict()).items() if not k.startswith("norm0.")}
+    buffers = {k for k in backbone if k.endswith("relative_position_index")}
     network = {k: v for k, v in state.items() if not k.startswith("backbone.")}
-    assert {k for k in state if k.startswith("backbone.")} == swin.keys() - buffers
-    report = load_weights(model, {**network, **swin})
+    assert {k for k in state if k.startswith("backbone.")} == backbone.keys() - buffers
+    report = load_weights(model, {**network, **backbone})
     assert report.exact
     assert report.converted_by == entry
     image = torch.randn(1, 3, 61, 83, generator=torch.Generator().manual_seed(1))
@@ -191,9 +224,9 @@ def test_a_detector_loads_under_the_authors_names(name, theirs):
     assert out["pred_boxes"].shape == (1, 7, 4)
     assert out["pred_boxes"].isfinite().all()
     back = system.revert_state_dict(entry, model.state_dict(), *([MMDET] if scheme == MMDET else []))
-    assert all(torch.equal(back[k], v) for k, v in swin.items() if k not in buffers)
+    assert all(torch.equal(back[k], v) for k, v in backbone.items() if k not in buffers)
     with pytest.raises(KeyError, match="unexpected"):
-        system.convert_state_dict(entry, {**network, **swin, f"{prefix}strange.weight": torch.zeros(1)})
+        system.convert_state_dict(entry, {**network, **backbone, f"{prefix}strange.weight": torch.zeros(1)})
 
 
 def test_focus_detrs_resnet_has_detectron2s_names():
