@@ -110,7 +110,9 @@ class Registry:
         return name in self._entries
 
 
-MODELS = Registry("model", ("zoo.backbones", "zoo.detection.variants", "zoo.medical.variants", "zoo.segmentation.variants"))
+MODELS = Registry(
+    "model", ("zoo.backbones", "zoo.detection.variants", "zoo.medical.variants", "zoo.segmentation.variants")
+)
 MIXERS = Registry("mixer", ("zoo.mixers",))
 
 register_model = MODELS.register

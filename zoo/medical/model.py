@@ -44,11 +44,12 @@ class VolumePreprocessor(BaseDataPreprocessor):
             raise ValueError(f"mean={mean}, std={std}: accepted are both or neither")
         self.normalises = mean is not None
         if mean is not None and std is not None:
-            means, stds = (torch.as_tensor(v, dtype=torch.float32).reshape(-1) for v in (mean, std))
-            if len(means) != len(stds) or not bool((stds > 0).all()):
+            # Checked as numbers: a model may be built on the meta device, where tensors have no values.
+            means, deviations = (list(v) if isinstance(v, Sequence) else [v] for v in (mean, std))
+            if len(means) != len(deviations) or min(deviations, default=0) <= 0:
                 raise ValueError(f"mean={mean}, std={std}: accepted are as many of both, and positive deviations")
-            self.register_buffer("mean", means, persistent=False)
-            self.register_buffer("std", stds, persistent=False)
+            self.register_buffer("mean", torch.tensor(means, dtype=torch.float32), persistent=False)
+            self.register_buffer("std", torch.tensor(deviations, dtype=torch.float32), persistent=False)
 
     def forward(self, data: Mapping[str, Any], training: bool = False) -> dict[str, Any]:
         """``dict(inputs=tensors [C, ...], data_samples=...)`` -> the same on the device: ``inputs`` is one tensor
