@@ -78,7 +78,7 @@ def _own_data(args: argparse.Namespace):
 
         report = check_folder(args.data, data_format(args.model, args.data) if segments else None)
         print_report(report)
-        fatal = (
+        fatal: tuple[str, ...] = (
             "no_images",
             "one_class",
             "annotations",

@@ -124,7 +124,8 @@ def evaluation(size: int | None = None, *, max_size: int | None = None, square: 
     def step(image: np.ndarray, maps: Maps, *_: Any) -> tuple[np.ndarray, Maps]:
         if size is None:
             return image, maps
-        new = (size, size) if square else fitting_size(*image.shape[:2], size, max_size)
+        height, width = image.shape[:2]
+        new = (size, size) if square else fitting_size(height, width, size, max_size)
         return _resized(image, new), maps
 
     return SegmentationPipeline(step, keeps_maps=True)
@@ -375,7 +376,8 @@ def _parts() -> dict[str, Any]:
 
         def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
             size = self.py_random.choice(self.sizes)
-            return {"new": (size, size) if self.square else fitting_size(*params["shape"][:2], size, self.max_size)}
+            height, width = params["shape"][:2]
+            return {"new": (size, size) if self.square else fitting_size(height, width, size, self.max_size)}
 
     class PaddedCrop(A.DualTransform):
         """A crop at a random place that no class fills, padded to its size at the right and below."""
@@ -393,10 +395,10 @@ def _parts() -> dict[str, Any]:
         def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
             height, width = params["shape"][:2]
             labels, place = data.get("mask"), (0, 0)
-            tries = _CROP_TRIES if labels is not None and self.cat_max_ratio < 1 else 1
-            for _ in range(tries):
+            choosy = labels is not None and self.cat_max_ratio < 1
+            for _ in range(_CROP_TRIES if choosy else 1):
                 place = tuple(self.py_random.randint(0, max(0, s - c)) for s, c in zip((height, width), self.crop))
-                if tries == 1:
+                if labels is None or not choosy:
                     break
                 counts = np.bincount(self._cut(labels, place).ravel())[1:]  # 0 is what is ignored
                 if (counts > 0).sum() > 1 and counts.max() < self.cat_max_ratio * counts.sum():

@@ -89,10 +89,10 @@ def evaluate_label_maps(
         target = read_volume(str(case.label), label=True, **read_options)
         own = read_volume(file, label=True, **read_options)
         check_same_grid(own, target)
-        labels = [ids_to_indices(v.data, found.label_ids, v.path, found.classes) for v in (own, target)]
-        scores += score_labels(*labels, target.spacing, found.classes, case=case.name, surface=surface)
+        said, true = (ids_to_indices(v.data, found.label_ids, v.path, found.classes) for v in (own, target))
+        scores += score_labels(said, true, target.spacing, found.classes, case=case.name, surface=surface)
         if out_dir is not None and overlays and case.images:
-            _overlay(Path(out_dir), case, labels, target, found.classes, read_options)
+            _overlay(Path(out_dir), case, (said, true), target, found.classes, read_options)
     rows = summarise(scores, seed=seed) if out_dir is None else write_report(out_dir, scores, seed=seed)
     return VolumeReport(scores, rows, list(found.classes), unused)
 

@@ -255,8 +255,8 @@ class VolumeMetric(SampleMetric):
             missing = [k for k in ("gt_label", "pred_label", "spacing") if sample.get(k) is None]
             if missing:
                 raise ValueError(f"case {case!r} has no {' and no '.join(missing)} to evaluate")
-            labels = [np.asarray(sample[k].detach().cpu()) for k in ("pred_label", "gt_label")]
-            scores = score_labels(*labels, sample["spacing"], self._names(), case=case, surface=self.surface)
+            said, true = (np.asarray(sample[k].detach().cpu()) for k in ("pred_label", "gt_label"))
+            scores = score_labels(said, true, sample["spacing"], self._names(), case=case, surface=self.surface)
             self.results.append((sample.get("sample_idx"), scores))
 
     def _names(self) -> Sequence[str]:
