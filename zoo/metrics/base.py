@@ -1,4 +1,4 @@
-"""What the classification metrics share: one result a sample, gathered so that no sample counts twice."""
+"""What metrics share: one result a sample, gathered so that no sample counts twice."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
 
-class SampleMetric(BaseMetric):
-    """A metric over independent samples; a subclass gives :meth:`measure` and :meth:`summarise`.
+class GatheredMetric(BaseMetric):
+    """A metric whose ``results`` are tuples of a sample's ``sample_idx`` and what was measured of it.
 
     A sampler pads the last batch of a distributed run with samples that another process has too, and
     ``on_error="skip"`` replaces an unreadable image by its neighbour. A sample is therefore known by its
@@ -22,6 +22,20 @@ class SampleMetric(BaseMetric):
 
     def __init__(self, prefix: str | None = None):
         super().__init__(collect_device="cpu", prefix=prefix)
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """Metrics of all processes together, on each of them; ``size`` is the length of the data set."""
+        parts = dist.all_gather_object(list(self.results))
+        self.results.clear()
+        # Samplers deal samples out in turn, so taking the parts in turn restores the order.
+        longest = max(map(len, parts))
+        gathered = [part[i] for i in range(longest) for part in parts if i < len(part)]
+        metrics = self.compute_metrics(_once(gathered, size))
+        return {f"{self.prefix}/{name}" if self.prefix else name: value for name, value in metrics.items()}
+
+
+class SampleMetric(GatheredMetric):
+    """A metric over independent samples; a subclass gives :meth:`measure` and :meth:`summarise`."""
 
     def measure(self, targets: Tensor, scores: Tensor, samples: Sequence[dict]) -> list[Any]:
         """One small picklable result a sample, from targets ``[B]`` int64 and scores ``[B, C]`` float32."""
@@ -37,16 +51,6 @@ class SampleMetric(BaseMetric):
         measured = self.measure(targets, scores, data_samples)
         self.results.extend(zip([s.get("sample_idx") for s in data_samples], measured))
 
-    def evaluate(self, size: int) -> dict[str, float]:
-        """Metrics of all processes together, on each of them; ``size`` is the length of the data set."""
-        parts = dist.all_gather_object(list(self.results))
-        self.results.clear()
-        # Samplers deal samples out in turn, so taking the parts in turn restores the order.
-        longest = max(map(len, parts))
-        gathered = [part[i] for i in range(longest) for part in parts if i < len(part)]
-        metrics = self.compute_metrics(_once(gathered, size))
-        return {f"{self.prefix}/{name}" if self.prefix else name: value for name, value in metrics.items()}
-
     def compute_metrics(self, results: list[tuple[int | None, Any]]) -> dict[str, float]:
         """Metrics of ``results``, pairs of sample index and what :meth:`measure` gave."""
         if not results:
@@ -59,13 +63,13 @@ class SampleMetric(BaseMetric):
         return (self.dataset_meta or {}).get("classes")
 
 
-def _once(results: list[tuple[int | None, Any]], size: int) -> list[tuple[int | None, Any]]:
-    if any(index is None for index, _ in results):
+def _once(results: list[tuple[Any, ...]], size: int) -> list[tuple[Any, ...]]:
+    if any(index is None for index, *_ in results):
         return results[:size]
-    unique: dict[int, Any] = {}
-    for index, measured in results:
-        unique.setdefault(index, measured)  # type: ignore[arg-type]
-    return sorted(unique.items())
+    unique: dict[int, tuple[Any, ...]] = {}
+    for entry in results:
+        unique.setdefault(entry[0], entry)
+    return [unique[index] for index in sorted(unique)]
 
 
 def stack_batch(data_samples: Sequence[dict]) -> tuple[Tensor, Tensor]:

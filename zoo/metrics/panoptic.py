@@ -23,9 +23,9 @@ from typing import Any
 
 import mmengine.dist as dist
 import numpy as np
-from mmengine.evaluator import BaseMetric
 
 from zoo.files import write_file
+from zoo.metrics.base import GatheredMetric
 
 
 def panoptic_counts(
@@ -199,7 +199,7 @@ def panoptic_result(counts: np.ndarray, classes: Sequence[str], things: Sequence
     return PanopticResult(stats, rows)
 
 
-class PanopticQuality(BaseMetric):
+class PanopticQuality(GatheredMetric):
     """PQ, SQ and RQ of predicted segments: ``panoptic/PQ``, ``panoptic/PQ_things`` ... between 0 and 1.
 
     Compares ``pred_panoptic`` with ``gt_panoptic``, both at the original size. After an evaluation :attr:`result` holds
@@ -213,7 +213,7 @@ class PanopticQuality(BaseMetric):
     default_prefix = "panoptic"
 
     def __init__(self, out_dir: str | os.PathLike | None = None, prefix: str | None = None):
-        super().__init__(collect_device="cpu", prefix=prefix)
+        super().__init__(prefix)
         self.out_dir = None if out_dir is None else Path(out_dir)
         self.result: PanopticResult | None = None
 
@@ -237,18 +237,6 @@ class PanopticQuality(BaseMetric):
             )
             used = counts.any(1).nonzero()[0]
             self.results.append((sample.get("sample_idx"), used, counts[used]))
-
-    def evaluate(self, size: int) -> dict[str, float]:
-        """Scores of all processes together; an image that a sampler gave twice counts once."""
-        parts = dist.all_gather_object(list(self.results))
-        self.results.clear()
-        gathered = [entry for part in parts for entry in part]
-        if any(index is None for index, *_ in gathered):
-            gathered = gathered[:size]
-        else:
-            gathered = list({index: (index, *rest) for index, *rest in reversed(gathered)}.values())
-        metrics = self.compute_metrics(gathered)
-        return {f"{self.prefix}/{name}": value for name, value in metrics.items()}
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
         if not results:

@@ -22,9 +22,9 @@ import cv2
 import mmengine.dist as dist
 import numpy as np
 import torch
-from mmengine.evaluator import BaseMetric
 
 from zoo.files import write_file
+from zoo.metrics.base import GatheredMetric
 
 #: cv2.calcHist counts in float32, which holds whole numbers up to here
 _EXACT = 1 << 24
@@ -199,7 +199,7 @@ def _mean(values: np.ndarray) -> float:
     return float(good.mean()) if good.size else float("nan")
 
 
-class SemanticSegmentation(BaseMetric):
+class SemanticSegmentation(GatheredMetric):
     """mIoU, mAcc, aAcc and mDice of predicted label maps: ``semantic/mIoU`` ... between 0 and 1.
 
     Compares ``pred_sem_seg`` with ``gt_sem_seg``, both at the original size. An image whose pixels are all ignored
@@ -223,7 +223,7 @@ class SemanticSegmentation(BaseMetric):
         boundary_width: float = 0.0075,
         prefix: str | None = None,
     ):
-        super().__init__(collect_device="cpu", prefix=prefix)
+        super().__init__(prefix)
         self.ignore_index = ignore_index
         self.out_dir = None if out_dir is None else Path(out_dir)
         self.boundary, self.boundary_width = boundary, boundary_width
@@ -250,18 +250,6 @@ class SemanticSegmentation(BaseMetric):
 
                 scores = boundary_counts(p, t, count, ignore_index=ignore, width=self.boundary_width)
             self.results.append((sample.get("sample_idx"), pairs, scores))
-
-    def evaluate(self, size: int) -> dict[str, float]:
-        """Scores of all processes together; an image that a sampler gave twice counts once."""
-        parts = dist.all_gather_object(list(self.results))
-        self.results.clear()
-        gathered = [entry for part in parts for entry in part]
-        if any(index is None for index, *_ in gathered):
-            gathered = gathered[:size]
-        else:
-            gathered = list({index: (index, *rest) for index, *rest in reversed(gathered)}.values())
-        metrics = self.compute_metrics(gathered)
-        return {f"{self.prefix}/{name}": value for name, value in metrics.items()}
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
         if not results:
