@@ -194,20 +194,7 @@ class DetectionModel(BaseModel):
             raw = self.criterion(outputs, targets)
         except FloatingPointError as error:
             raise FloatingPointError(f"{error}; the batch is {_names(samples)}") from error
-        losses: dict[str, Tensor] = {}
-        for name, value in raw.items():
-            weight = self.criterion.weight_of(name)
-            if weight is None:
-                losses[name.replace("loss", "unweighted")] = value.detach()
-            else:
-                losses[name] = value * weight
-        counted = [k for k in losses if "loss" in k]
-        finite = torch.stack([losses[k].detach() for k in counted]).isfinite().tolist()  # one wait for the device
-        bad = [k for k, good in zip(counted, finite) if not good]
-        if bad:
-            values = ", ".join(f"{k}={float(losses[k].detach())}" for k in bad[:4])
-            raise FloatingPointError(f"{values} ({len(bad)} losses are not finite); the batch is {_names(samples)}")
-        return losses
+        return weighted_losses(self.criterion, raw, [_name(s) for s in samples])
 
     def _predict(
         self, outputs: Mapping[str, Any], inputs: Tensor, samples: list[DetDataSample] | None
@@ -270,6 +257,30 @@ def _default(network: nn.Module, kind: str, given: Any) -> Any:
 
 def _name(sample: DetDataSample) -> str:
     return f"{sample.get('img_id', '?')} ({sample.get('img_path', 'no file')})"
+
+
+def weighted_losses(criterion: Any, raw: Mapping[str, Tensor], images: Sequence[str]) -> dict[str, Tensor]:
+    """The losses of a criterion times their weights; those without one, named "unweighted", carry no gradient.
+
+    Raises:
+        FloatingPointError: a loss is not finite; the message names the ``images`` of the batch.
+    """
+    losses: dict[str, Tensor] = {}
+    for name, value in raw.items():
+        weight = criterion.weight_of(name)
+        if weight is None:
+            losses[name.replace("loss", "unweighted")] = value.detach()
+        else:
+            losses[name] = value * weight
+    counted = [k for k in losses if "loss" in k]
+    finite = torch.stack([losses[k].detach() for k in counted]).isfinite().tolist()  # one wait for the device
+    bad = [k for k, good in zip(counted, finite) if not good]
+    if bad:
+        values = ", ".join(f"{k}={float(losses[k].detach())}" for k in bad[:4])
+        raise FloatingPointError(
+            f"{values} ({len(bad)} losses are not finite); the batch is images {', '.join(images)}"
+        )
+    return losses
 
 
 def _names(samples: Sequence[DetDataSample]) -> str:

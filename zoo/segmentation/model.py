@@ -20,7 +20,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from zoo.detection.model import DetPreprocessor, as_float, build_postprocess
+from zoo.detection.model import DetPreprocessor, as_float, build_postprocess, weighted_losses
 from zoo.registry import MODELS, build
 from zoo.segmentation.data_sample import SegDataSample, sample_name
 from zoo.segmentation.geometry import ImageSize, semantic_postprocess
@@ -194,29 +194,13 @@ class SegmentationModel(BaseModel):
         targets = self.targets(data_samples, tuple(inputs.shape[-2:]), inputs.device)
         outputs = self._network(inputs)
         with torch.autocast(inputs.device.type, enabled=False):
-            return self._losses(as_float(outputs), targets, data_samples)
+            losses = self.criterion(as_float(outputs), targets)
+            return weighted_losses(self.criterion, losses, [sample_name(s) for s in data_samples])
 
     def targets(self, samples: Sequence[SegDataSample], size: tuple[int, ...], device: torch.device) -> Any:
         """What the criterion compares with: a label map of the batch, or masks and classes of each image."""
         shared = (samples, (size[0], size[1]), self.num_classes, self.ignore_index, device)
         return semantic_targets(*shared) if self.kind == "semantic" else mask_targets(*shared, self.mask_source)
-
-    def _losses(self, outputs: Any, targets: Any, samples: Sequence[SegDataSample]) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = {}
-        for name, value in self.criterion(outputs, targets).items():
-            weight = self.criterion.weight_of(name)
-            if weight is None:
-                losses[name.replace("loss", "unweighted")] = value.detach()
-            else:
-                losses[name] = value * weight
-        counted = [k for k in losses if "loss" in k]
-        finite = torch.stack([losses[k].detach() for k in counted]).isfinite().tolist()  # one wait for the device
-        bad = [k for k, good in zip(counted, finite) if not good]
-        if bad:
-            values = ", ".join(f"{k}={float(losses[k].detach())}" for k in bad[:4])
-            names = ", ".join(sample_name(s) for s in samples)
-            raise FloatingPointError(f"{values} ({len(bad)} losses are not finite); the batch is images {names}")
-        return losses
 
     def _predict(self, inputs: Tensor, samples: list[SegDataSample] | None) -> list[SegDataSample]:
         padded = (inputs.shape[-2], inputs.shape[-1])
