@@ -13,9 +13,8 @@ from timm.loss import LabelSmoothingCrossEntropy
 from zoo.classification.model import ImageClassifier
 from zoo.data.image_folder import ImageFolder, find_splits
 from zoo.data.loading import read_image
-from zoo.engine.config import ConfigError, config_roots, config_text, load_config
 from zoo.engine.optim import WarmupCosineLR
-from zoo.files import write_file
+from zoo.engine.own_common import check_positive, run_name, runner_values, worker_count, written
 from zoo.metrics.accuracy import Accuracy
 from zoo.registry import MODELS
 from zoo.weights.index import model_info
@@ -71,9 +70,7 @@ def own_data_config(
         ValueError: the folder holds no class folders with images.
     """
     MODELS.entry(model)  # an unknown name ends here
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("size", size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}: accepted are 1 and above")
+    check_positive(epochs=epochs, batch_size=batch_size, size=size)
     train_root, val_root = find_splits(data)
     train = ImageFolder(train_root) if val_root else ImageFolder(train_root, part="train")
     if train.num_classes < 2:
@@ -89,8 +86,8 @@ def own_data_config(
     batch_size = batch_size or max(4, min(64, count // 10))
     epochs = epochs or max(10, min(300, round(SHOWN / count)))
     lr = lr or (1e-4 if weights else 1e-3) * (batch_size / 64) ** 0.5
-    workers = min(4, max(0, (os.cpu_count() or 1) - 1)) if workers is None else workers
-    out = Path(work_dir or Path("work_dirs") / f"{model}_{Path(data).resolve().name}")
+    workers = worker_count(workers)
+    out = Path(work_dir or Path("work_dirs") / run_name(model, data))
 
     def loader(part: str, shuffle: bool) -> dict[str, Any]:
         own = {"root": str(Path(val_root or train_root).resolve())} if part == "val" else {}
@@ -109,14 +106,19 @@ def own_data_config(
             ),
         )
 
-    evaluator = [
-        dict(type=Accuracy, topk=(1, 5)),
-    ]
     backbone: dict[str, Any] = dict(type=model)
     if mixer is not None:
         backbone["mixer"] = mixer
     values = {
-        **runtime(),
+        **runner_values(
+            loader("train", True),
+            loader("val", False),
+            [dict(type=Accuracy, topk=(1, 5))],
+            epochs=epochs,
+            seed=seed,
+            weights=weights,
+            work_dir=out,
+        ),
         "model": dict(
             type=ImageClassifier,
             backbone=backbone,
@@ -124,30 +126,15 @@ def own_data_config(
             loss=dict(type=LabelSmoothingCrossEntropy, smoothing=0.1),
             data_preprocessor=dict(mean=[m * 255 for m in mean], std=[s * 255 for s in std]),
         ),
-        "train_dataloader": loader("train", True),
-        "val_dataloader": loader("val", False),
-        "test_dataloader": loader("val", False),
-        "val_evaluator": evaluator,
-        "test_evaluator": evaluator,
-        "train_cfg": dict(by_epoch=True, max_epochs=epochs, val_interval=max(1, epochs // 20)),
-        "val_cfg": dict(),
-        "test_cfg": dict(),
         "optim_wrapper": dict(
             type=OptimWrapper,
             optimizer=dict(type=torch.optim.AdamW, lr=lr, weight_decay=0.05),
             clip_grad=dict(max_norm=5.0),
         ),
         "param_scheduler": [dict(type=WarmupCosineLR, warmup_epochs=0.05 * epochs, min_ratio=0.01)],
-        "randomness": dict(seed=seed),
-        "work_dir": str(out),
-        "load_from": None if weights is None else str(weights),
-        "load_strict": False,
     }
-    file = out / f"{model}_{Path(data).resolve().name}.py"
-    text = config_text(Config(values, format_python_code=False))
-    header = f'"""{model} on {Path(data).name}: {count} training images, {train.num_classes} classes."""\n\n'
-    write_file(file, header + text)
-    return load_config(file)
+    about = f"{model} on {Path(data).name}: {count} training images, {train.num_classes} classes."
+    return written(values, out / f"{run_name(model, data)}.py", about)
 
 
 def statistics(dataset: ImageFolder) -> tuple[float, list[float], list[float]]:
@@ -168,12 +155,3 @@ def statistics(dataset: ImageFolder) -> tuple[float, list[float], list[float]]:
     mean = np.mean(means, axis=0)
     std = np.sqrt(np.maximum(np.mean(squares, axis=0) - mean**2, 1e-4))
     return float(np.median(sides)), [round(float(m), 4) for m in mean], [round(float(s), 4) for s in std]
-
-
-def runtime() -> dict[str, Any]:
-    """What ``configs/_base_/default_runtime.py`` sets: hooks, logging, visualizer."""
-    for root in config_roots():
-        file = root / "_base_" / "default_runtime.py"
-        if file.is_file():
-            return dict(load_config(file, check=False).to_dict())
-    raise ConfigError("configs/_base_/default_runtime.py is neither in the checkout nor in the installed package")

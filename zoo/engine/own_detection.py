@@ -10,16 +10,14 @@ import numpy as np
 import torch
 
 from zoo.data.detection_folder import build_dataset, find_detection_data, same_categories
-from zoo.data.loading import read_image
 from zoo.detection.model import DetectionModel
-from zoo.engine.config import config_text, load_config
+from zoo.engine import own_common
 from zoo.engine.hooks import EMAHook
 from zoo.engine.optim import WarmupCosineLR
-from zoo.engine.own_data import runtime
-from zoo.files import write_file
+from zoo.engine.own_common import candidates, check_positive, is_of, run_name, runner_values, worker_count, written
 from zoo.metrics.coco import CocoBoxes
 from zoo.metrics.coco_masks import CocoMasks
-from zoo.registry import MODELS, UnknownNameError, did_you_mean
+from zoo.registry import MODELS
 
 # isort: split
 from mmengine.config import Config
@@ -30,14 +28,11 @@ from mmengine.optim import OptimWrapper
 SHOWN = 60_000
 #: Images of a median side below this are trained at their own scale, by default with a nano detector.
 SMALL = 200
-_LOOKED_AT = 100
 
 
 def is_detector(model: str) -> bool:
     """Whether a name is a detector's, or that of a family of detectors."""
-    if model in MODELS:
-        return MODELS.entry(model).meta.get("task") == "detection"
-    return bool(MODELS.names(task="detection", family=model))
+    return is_of(model, task="detection")
 
 
 def detector_name(model: str, small: bool) -> str:
@@ -46,13 +41,7 @@ def detector_name(model: str, small: bool) -> str:
     Raises:
         UnknownNameError: there is neither such a detector nor such a family.
     """
-    if model in MODELS and MODELS.entry(model).meta.get("task") == "detection":
-        return model
-    names = MODELS.names(task="detection", family=model)
-    if not names:
-        known = MODELS.names(task="detection")
-        families = {MODELS.entry(n).meta["family"] for n in known}
-        raise UnknownNameError(f"no detector {model!r}{did_you_mean(model, [*known, *families])}")
+    names = candidates(model, "detector", task="detection")
     nano = [n for n in names if n.endswith("_nano")]
     if small and nano:
         return f"{model}_nano" if f"{model}_nano" in nano else nano[0]
@@ -103,9 +92,7 @@ def own_detection_config(
         ValueError: the data cannot be trained on; for a model of masks also: it has none, or some annotations have none
             (the message names them).
     """
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("size", size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}: accepted are 1 and above")
+    check_positive(epochs=epochs, batch_size=batch_size, size=size)
     masks = needs_masks(detector_name(model, False))  # an unknown name ends here
     found = find_detection_data(data)
     train_spec, val_spec = found.training()
@@ -130,8 +117,8 @@ def own_detection_config(
     batch_size = batch_size or max(1, min(8 if small else 2, len(train) // 4))
     epochs = epochs or max(12, min(300, round(SHOWN / len(train))))
     lr = lr or (4e-4 if nano else 1e-4) * (batch_size / 8) ** 0.5
-    workers = min(4, max(0, (os.cpu_count() or 1) - 1)) if workers is None else workers
-    out = Path(work_dir or Path("work_dirs") / f"{name}_{Path(data).resolve().name}")
+    workers = worker_count(workers)
+    out = Path(work_dir or Path("work_dirs") / run_name(name, data))
     scales = [max(32, 16 * round(size * f / 16)) for f in (0.75, 0.875, 1.0)]
     if small:
         augment = dict(recipe="resize", train=True, size=[*scales[1:], scales[-1] + 16], max_size=longest + 32)
@@ -156,16 +143,17 @@ def own_detection_config(
     metric: type[CocoBoxes] = CocoMasks if masks else CocoBoxes
     custom = {} if nano and weights is None else {"detector.backbone": dict(lr_mult=0.1)}
     values = {
-        **runtime(),
+        **runner_values(
+            loader(train_spec, True),
+            loader(val_spec, False),
+            [dict(type=metric)],
+            epochs=epochs,
+            seed=seed,
+            weights=weights,
+            work_dir=out,
+            save_best="coco/mask_AP" if masks else "coco/AP",
+        ),
         "model": dict(type=DetectionModel, detector=detector, num_classes=train.num_classes),
-        "train_dataloader": loader(train_spec, True),
-        "val_dataloader": loader(val_spec, False),
-        "test_dataloader": loader(val_spec, False),
-        "val_evaluator": [dict(type=metric)],
-        "test_evaluator": [dict(type=metric)],
-        "train_cfg": dict(by_epoch=True, max_epochs=epochs, val_interval=max(1, epochs // 20)),
-        "val_cfg": dict(),
-        "test_cfg": dict(),
         "optim_wrapper": dict(
             type=OptimWrapper,
             optimizer=dict(type=torch.optim.AdamW, lr=lr, weight_decay=1e-4),
@@ -174,21 +162,10 @@ def own_detection_config(
         ),
         "param_scheduler": [dict(type=WarmupCosineLR, warmup_epochs=0.02 * epochs, min_ratio=0.02)],
         "custom_hooks": [dict(type=EMAHook, decay=0.999)],
-        "randomness": dict(seed=seed),
-        "work_dir": str(out),
-        "load_from": None if weights is None else str(weights),
-        "load_strict": False,
     }
-    values["default_hooks"] = {
-        **values["default_hooks"],
-        "checkpoint": {**values["default_hooks"]["checkpoint"], "save_best": "coco/mask_AP" if masks else "coco/AP"},
-    }
-    file = out / f"{name}_{Path(data).resolve().name}.py"
     objects = int((~train.table.crowd).sum())
     about = f"{name} on {Path(data).resolve().name} ({found.format}): {len(train)} images, {objects} objects, "
-    text = config_text(Config(values, format_python_code=False))
-    write_file(file, f'"""{about}{train.num_classes} classes."""\n\n{text}')
-    return load_config(file)
+    return written(values, out / f"{run_name(name, data)}.py", f"{about}{train.num_classes} classes.")
 
 
 def median_side(dataset: Any) -> float:
@@ -200,12 +177,4 @@ def median_side(dataset: Any) -> float:
     annotated = dataset.table.sizes.min(1)
     if len(annotated) and (annotated > 0).all():
         return float(np.median(annotated))
-    sides = []
-    for index in range(0, len(dataset), max(1, len(dataset) // _LOOKED_AT)):
-        try:
-            sides.append(min(read_image(dataset.path_of(index)).shape[:2]))
-        except ValueError:  # reported by `zoo data check`, and when it is trained on
-            continue
-    if not sides:
-        raise ValueError(f"none of the images can be read, such as {dataset.path_of(0)!r}")
-    return float(np.median(sides))
+    return own_common.median_side(dataset)

@@ -6,23 +6,28 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from zoo.complexity import on_meta
 from zoo.data.check_segmentation import classes_of_values, mask_values
-from zoo.data.loading import read_image
 from zoo.data.segmentation import SegmentationDataset
 from zoo.data.segmentation_folder import MASK_FORMATS, FoundMasks, build_dataset, find_mask_data
-from zoo.engine.config import config_text, load_config
 from zoo.engine.hooks import EMAHook
 from zoo.engine.optim import WarmupPolyLR
-from zoo.engine.own_data import runtime
-from zoo.files import write_file
+from zoo.engine.own_common import (
+    candidates,
+    check_positive,
+    is_of,
+    median_side,
+    run_name,
+    runner_values,
+    worker_count,
+    written,
+)
 from zoo.metrics.coco_masks import CocoMasks
 from zoo.metrics.panoptic import PanopticQuality
 from zoo.metrics.semantic import SemanticSegmentation
-from zoo.registry import MODELS, UnknownNameError, did_you_mean
+from zoo.registry import MODELS
 from zoo.segmentation.mask_postprocess import mask_postprocess
 from zoo.segmentation.model import SegmentationModel
 
@@ -35,14 +40,11 @@ from mmengine.optim import OptimWrapper
 SHOWN = 40_000
 #: Images of a median side below this are trained at their own scale, by default with a nano segmenter.
 SMALL = 200
-_LOOKED_AT = 100
 
 
 def is_segmenter(model: str) -> bool:
     """Whether a name is a segmenter's, or that of a family of segmenters."""
-    if model in MODELS:
-        return MODELS.entry(model).meta.get("task") == "segmentation"
-    return bool(MODELS.names(task="segmentation", family=model))
+    return is_of(model, task="segmentation")
 
 
 def segmenter_name(model: str, small: bool) -> str:
@@ -51,13 +53,7 @@ def segmenter_name(model: str, small: bool) -> str:
     Raises:
         UnknownNameError: there is neither such a segmenter nor such a family.
     """
-    if model in MODELS and MODELS.entry(model).meta.get("task") == "segmentation":
-        return model
-    names = MODELS.names(task="segmentation", family=model)
-    if not names:
-        known = MODELS.names(task="segmentation")
-        families = {MODELS.entry(n).meta["family"] for n in known}
-        raise UnknownNameError(f"no segmenter {model!r}{did_you_mean(model, [*known, *families])}")
+    names = candidates(model, "segmenter", task="segmentation")
     nano = [n for n in names if n.endswith("_nano")]
     if small and nano:
         return nano[0]
@@ -124,9 +120,7 @@ def own_segmentation_config(
         FileNotFoundError: no such folder, or images without masks.
         ValueError: the data cannot be trained on, or not by this kind of network.
     """
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("size", size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}: accepted are 1 and above")
+    check_positive(epochs=epochs, batch_size=batch_size, size=size)
     if mixer is not None:
         raise ValueError(f"mixer={mixer!r}: a segmenter over a host with a mixer needs a config; see configs/hosts")
     segmenter_name(model, False)  # an unknown name ends here
@@ -150,8 +144,8 @@ def own_segmentation_config(
     batch_size = batch_size or max(1, min(8 if small else 4, len(train) // 4))
     epochs = epochs or max(12, min(300, round(SHOWN / len(train))))
     lr = lr or (1e-4 if not nano else 1e-3 if kind == "semantic" else 4e-4) * (batch_size / 8) ** 0.5
-    workers = min(4, max(0, (os.cpu_count() or 1) - 1)) if workers is None else workers
-    out = Path(work_dir or Path("work_dirs") / f"{name}_{Path(data).resolve().name}")
+    workers = worker_count(workers)
+    out = Path(work_dir or Path("work_dirs") / run_name(name, data))
     augment = dict(
         recipe="crop",
         train=True,
@@ -176,16 +170,17 @@ def own_segmentation_config(
 
     metric, best = _METRICS[target]
     values = {
-        **runtime(),
+        **runner_values(
+            loader(specs[0], True),
+            loader(specs[1], False),
+            [dict(type=metric)],
+            epochs=epochs,
+            seed=seed,
+            weights=weights,
+            work_dir=out,
+            save_best=best,
+        ),
         "model": _model(name, kind, target, train),
-        "train_dataloader": loader(specs[0], True),
-        "val_dataloader": loader(specs[1], False),
-        "test_dataloader": loader(specs[1], False),
-        "val_evaluator": [dict(type=metric)],
-        "test_evaluator": [dict(type=metric)],
-        "train_cfg": dict(by_epoch=True, max_epochs=epochs, val_interval=max(1, epochs // 20)),
-        "val_cfg": dict(),
-        "test_cfg": dict(),
         "optim_wrapper": dict(
             type=OptimWrapper,
             optimizer=dict(type=torch.optim.AdamW, lr=lr, weight_decay=0.01 if kind == "semantic" else 0.05),
@@ -196,20 +191,9 @@ def own_segmentation_config(
         ),
         "param_scheduler": [dict(type=WarmupPolyLR, warmup_epochs=0.02 * epochs, warmup_start=1e-3)],
         "custom_hooks": [dict(type=EMAHook, decay=0.999)],
-        "randomness": dict(seed=seed),
-        "work_dir": str(out),
-        "load_from": None if weights is None else str(weights),
-        "load_strict": False,
     }
-    values["default_hooks"] = {
-        **values["default_hooks"],
-        "checkpoint": {**values["default_hooks"]["checkpoint"], "save_best": best},
-    }
-    file = out / f"{name}_{Path(data).resolve().name}.py"
     about = f"{name} on {Path(data).resolve().name} ({found.format}): {len(train)} images, {train.num_classes} classes."
-    text = config_text(Config(values, format_python_code=False))
-    write_file(file, f'"""{about}"""\n\n{text}')
-    return load_config(file)
+    return written(values, out / f"{run_name(name, data)}.py", about)
 
 
 _METRICS: dict[str, tuple[Any, str]] = {
@@ -245,20 +229,3 @@ def with_classes(found: FoundMasks) -> FoundMasks:
         return found
     own = classes_of_values(mask_values(found))
     return FoundMasks(found.format, {split: {**spec, **own} for split, spec in found.splits.items()})
-
-
-def median_side(dataset: SegmentationDataset) -> float:
-    """Median of the shorter sides of a sample of the images, in pixels.
-
-    Raises:
-        ValueError: none of the sampled images can be read.
-    """
-    sides = []
-    for index in range(0, len(dataset), max(1, len(dataset) // _LOOKED_AT)):
-        try:
-            sides.append(min(read_image(dataset.path_of(index)).shape[:2]))
-        except ValueError:  # reported by `zoo data check`, and when it is trained on
-            continue
-    if not sides:
-        raise ValueError(f"none of the images can be read, such as {dataset.path_of(0)!r}")
-    return float(np.median(sides))

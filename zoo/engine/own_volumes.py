@@ -13,15 +13,13 @@ from zoo.complexity import on_meta
 from zoo.data.fingerprint import Fingerprint, Plan, fingerprint
 from zoo.data.volume_dataset import VolumeDataset
 from zoo.data.volume_folder import find_volume_data, fold_cases
-from zoo.engine.config import config_text, load_config
 from zoo.engine.hooks import EMAHook
 from zoo.engine.optim import WarmupCosineLR
-from zoo.engine.own_data import runtime
-from zoo.files import write_file
+from zoo.engine.own_common import candidates, check_positive, is_of, run_name, runner_values, worker_count, written
 from zoo.medical.layers import to_tuple
 from zoo.medical.model import VolumeSegmenter
 from zoo.metrics.volume import VolumeMetric
-from zoo.registry import MODELS, UnknownNameError, did_you_mean
+from zoo.registry import MODELS
 
 # isort: split
 from mmengine.config import Config
@@ -37,10 +35,7 @@ FOLDS = 5
 
 def is_volume_segmenter(model: str) -> bool:
     """Whether a name is that of a network that segments volumes, or that of a family of them."""
-    if model in MODELS:
-        meta = MODELS.entry(model).meta
-        return (meta.get("task"), meta.get("kind")) == ("medical", "segmentation")
-    return bool(MODELS.names(task="medical", kind="segmentation", family=model))
+    return is_of(model, task="medical", kind="segmentation")
 
 
 def volume_segmenter_name(model: str) -> str:
@@ -49,13 +44,7 @@ def volume_segmenter_name(model: str) -> str:
     Raises:
         UnknownNameError: there is neither such a network nor such a family.
     """
-    if model in MODELS and is_volume_segmenter(model):
-        return model
-    names = MODELS.names(task="medical", kind="segmentation", family=model)
-    if not names:
-        known = MODELS.names(task="medical", kind="segmentation")
-        families = {MODELS.entry(n).meta["family"] for n in known}
-        raise UnknownNameError(f"no network for volumes {model!r}{did_you_mean(model, [*known, *families])}")
+    names = candidates(model, "network for volumes", task="medical", kind="segmentation")
     return min(names, key=lambda n: ("nano" in n, "3d" not in n, len(n), n))
 
 
@@ -98,9 +87,7 @@ def own_volumes_config(
         FileNotFoundError: no such folder, or files that it lists are missing.
         ValueError: the data cannot be trained on, or a mixer is given.
     """
-    for option, value in (("epochs", epochs), ("batch_size", batch_size), ("size", size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{option}={value}: accepted are 1 and above")
+    check_positive(epochs=epochs, batch_size=batch_size, size=size)
     if mixer is not None:
         raise ValueError(f"mixer={mixer!r}: networks for volumes take none")
     name = volume_segmenter_name(model)
@@ -110,7 +97,7 @@ def own_volumes_config(
         raise ValueError(f"{data} has {len(found.cases)} case(s) with labels; at least 2 are needed")
     folds = min(FOLDS, len({c.group or c.name for c in found.cases}))
     train_cases, _ = fold_cases(found.cases, 0, folds)
-    out = Path(work_dir or Path("work_dirs") / f"{name}_{Path(data).resolve().name}")
+    out = Path(work_dir or Path("work_dirs") / run_name(name, data))
     facts_file = out / "fingerprint.json"
     names = sorted(c.name for c in train_cases)
     facts = Fingerprint.load(facts_file) if facts_file.is_file() else None
@@ -128,7 +115,7 @@ def own_volumes_config(
     count = per_volume * len(train_cases)
     batch_size = min(batch_size, count)
     epochs = epochs or max(10, min(1000, round(SHOWN[not nano] / count)))
-    workers = min(4, max(0, (os.cpu_count() or 1) - 1)) if workers is None else workers
+    workers = worker_count(workers)
     shared: dict[str, Any] = dict(
         type=VolumeDataset,
         source=str(Path(data).resolve()),
@@ -159,7 +146,16 @@ def own_volumes_config(
 
     window = None if dims == 2 and not size else patch
     values = {
-        **runtime(),
+        **runner_values(
+            loader(train_data, True),
+            loader(dict(shared, split="val"), False),
+            [dict(type=VolumeMetric)],
+            epochs=epochs,
+            seed=seed,
+            weights=weights,
+            work_dir=out,
+            save_best="volume/dice",
+        ),
         "model": dict(
             type=VolumeSegmenter,
             network=dict(type=name, in_chans=len(found.channels), **levels),
@@ -168,14 +164,6 @@ def own_volumes_config(
             window_batch=4 if dims == 2 else 1,
             **({"axis": plan.axis} if dims == 2 else {}),
         ),
-        "train_dataloader": loader(train_data, True),
-        "val_dataloader": loader(dict(shared, split="val"), False),
-        "test_dataloader": loader(dict(shared, split="val"), False),
-        "val_evaluator": [dict(type=VolumeMetric)],
-        "test_evaluator": [dict(type=VolumeMetric)],
-        "train_cfg": dict(by_epoch=True, max_epochs=epochs, val_interval=max(1, epochs // 20)),
-        "val_cfg": dict(),
-        "test_cfg": dict(),
         "optim_wrapper": dict(
             type=OptimWrapper,
             optimizer=dict(type=torch.optim.AdamW, lr=lr or (2e-3 if nano else 5e-4), weight_decay=1e-4),
@@ -183,20 +171,10 @@ def own_volumes_config(
         ),
         "param_scheduler": [dict(type=WarmupCosineLR, warmup_epochs=0.02 * epochs, min_ratio=0.02)],
         "custom_hooks": [dict(type=EMAHook, decay=0.98 if nano else 0.999)],
-        "randomness": dict(seed=seed),
-        "work_dir": str(out),
-        "load_from": None if weights is None else str(weights),
-        "load_strict": False,
     }
-    values["default_hooks"] = {
-        **values["default_hooks"],
-        "checkpoint": {**values["default_hooks"]["checkpoint"], "save_best": "volume/dice"},
-    }
-    file = out / f"{name}_{Path(data).resolve().name}.py"
     about = f"{name} on {Path(data).resolve().name} ({found.format}): {len(train_cases)} volumes, "
-    text = config_text(Config(values, format_python_code=False))
-    write_file(file, f'"""{about}{len(found.classes)} classes, the background among them."""\n\n{text}')
-    return load_config(file)
+    about += f"{len(found.classes)} classes, the background among them."
+    return written(values, out / f"{run_name(name, data)}.py", about)
 
 
 def _levels(name: str, plan: Plan, dims: int) -> dict[str, Any]:
