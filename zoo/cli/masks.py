@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.cli.output import print_json, print_table
+from zoo.cli.reports import add_reports
 
 _LISTED = 200
 
@@ -51,14 +52,7 @@ def add_report(config: Any, out: Path) -> bool:
     from zoo.metrics.panoptic import PanopticQuality
     from zoo.metrics.semantic import SemanticSegmentation
 
-    kinds = (SemanticSegmentation, PanopticQuality)
-    own = config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]
-    found = False
-    for metric in own:
-        kind = metric.get("type") if isinstance(metric, dict) else None
-        if kind in kinds or str(kind).rpartition(".")[2] in [k.__name__ for k in kinds]:
-            metric["out_dir"], found = str(metric.get("out_dir") or out), True
-    return found
+    return add_reports(config, out, SemanticSegmentation, PanopticQuality)
 
 
 def print_report(out: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from zoo.cli import masks, volumes
 from zoo.cli.output import print_json, print_table
+from zoo.cli.reports import add_reports
 
 HELP = "evaluate a checkpoint, or predictions in files, on a config's test data"
 
@@ -98,14 +99,7 @@ def _add_box_report(config: Any, out: Path) -> bool:
     from zoo.metrics.coco import CocoBoxes
     from zoo.metrics.coco_masks import CocoMasks
 
-    kinds = (CocoBoxes, CocoMasks)
-    own = config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]
-    found = False
-    for metric in own:
-        kind = metric.get("type") if isinstance(metric, dict) else None
-        if kind in kinds or str(kind).rpartition(".")[2] in [k.__name__ for k in kinds]:
-            metric["out_dir"], found = str(metric.get("out_dir") or out), True
-    return found
+    return add_reports(config, out, CocoBoxes, CocoMasks)
 
 
 def _report_boxes(out: Path, *, masks: bool = False) -> None:

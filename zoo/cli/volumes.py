@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.cli.output import print_json, print_table, track
+from zoo.cli.reports import add_reports
 
 #: Options of ``zoo predict`` that are not for volumes: attribute -> how the command line calls it.
 _OF_IMAGES = {
@@ -145,13 +146,7 @@ def add_report(config: Any, out: Path) -> bool:
     """Have the metric of volumes write its tables and plot too."""
     from zoo.metrics.volume import VolumeMetric
 
-    own = config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]
-    found = False
-    for metric in own:
-        kind = metric.get("type") if isinstance(metric, dict) else None
-        if kind is VolumeMetric or str(kind).rpartition(".")[2] == VolumeMetric.__name__:
-            metric["out_dir"], found = str(metric.get("out_dir") or out), True
-    return found
+    return add_reports(config, out, VolumeMetric)
 
 
 def print_report(out: Path) -> None:
