@@ -18,11 +18,11 @@ _SPLIT_WORDS = {"train": ("train",), "val": ("val", "valid", "validation"), "tes
 
 
 @dataclass(frozen=True)
-class FoundData:
+class FoundSplits:
     """What a folder holds.
 
     Attributes:
-        format: "coco", "voc" or "yolo".
+        format: of the annotations.
         splits: "train", "val", "test" or "all" -> the dataset's class and arguments, as a config has them.
     """
 
@@ -40,6 +40,10 @@ class FoundData:
             raise ValueError(f"there are splits {', '.join(self.splits)}, but none to train on")
         val = self.splits.get("val") or self.splits.get("test")
         return (train, val) if val else ({**train, "part": "train"}, {**train, "part": "val"})
+
+
+class FoundData(FoundSplits):
+    """What a folder of images with boxes holds; the format is "coco", "voc" or "yolo"."""
 
 
 def coco_files(root: Path) -> dict[str, Path]:

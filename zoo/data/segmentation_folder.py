@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zoo.data.coco import AnnotationError
 from zoo.data.coco_instances import CocoInstances
 from zoo.data.coco_panoptic import CocoPanoptic, panoptic_images
-from zoo.data.detection_folder import coco_files
+from zoo.data.detection_folder import FoundSplits, coco_files
 from zoo.data.label_maps import read_classes
 from zoo.data.loading import is_image_file
 from zoo.data.mask_folder import MaskFolder
@@ -30,8 +29,7 @@ CLASS_FILES = ("classes.txt", "labels.txt", "class_names.txt")
 MASK_FORMATS = ("masks", "ade20k", "cityscapes", "voc_segmentation")
 
 
-@dataclass(frozen=True)
-class FoundMasks:
+class FoundMasks(FoundSplits):
     """What a folder holds.
 
     Attributes:
@@ -40,25 +38,10 @@ class FoundMasks:
             format "masks" lack ``classes`` where no file names them.
     """
 
-    format: str
-    splits: dict[str, dict[str, Any]]
-
     @property
     def targets(self) -> tuple[str, ...]:
         """What there is to learn."""
         return {"coco_panoptic": ("panoptic",), "coco": ("instance",)}.get(self.format, ("semantic",))
-
-    def training(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Specs of the data to train on and to validate on; without a val split a fifth is held out.
-
-        Raises:
-            ValueError: there is nothing to train on.
-        """
-        train = self.splits.get("train") or self.splits.get("all")
-        if train is None:
-            raise ValueError(f"there are splits {', '.join(self.splits)}, but none to train on")
-        val = self.splits.get("val") or self.splits.get("test")
-        return (train, val) if val else ({**train, "part": "train"}, {**train, "part": "val"})
 
 
 def mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
