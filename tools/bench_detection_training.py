@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,13 @@ from zoo.data.shapes import Shapes
 from zoo.detection.boxes import cxcywh_to_xyxy
 from zoo.detection.model import DetectionModel, DetPreprocessor
 from zoo.detection.variants._parts import nano_backbone
-from zoo.files import write_file
 from zoo.metrics.coco import CocoBoxes
 from zoo.registry import MODELS, build
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from timed_run import Recipe, TimedRun, load_backbone, predictions  # noqa: E402
+from timed_run import Recipe, TimedRun, load_backbone, predictions, write_points  # noqa: E402
 from timed_run import prepared_backbone as prepare  # noqa: E402
 
 FAMILIES = ("deformable_detr", "dab_detr", "dino", "co_detr", "focus_detr", "rfdetr")
@@ -196,11 +194,7 @@ def write_results(points: list[Point], csv_file: Path, picture: Path) -> None:
     """The table and the curves of all runs."""
     from zoo.viz.figures import COLOURS, new_figure, save_figure
 
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [f.name for f in fields(Point)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(p) for p in points)
-    write_file(csv_file, text.getvalue())
+    write_points(points, Point, csv_file)
     figure = new_figure(7.5, 4.8)
     axes = figure.add_subplot()
     for number, name in enumerate(dict.fromkeys(p.detector for p in points)):

@@ -13,9 +13,6 @@ if a row misses its target. With ``--only`` nothing is written.
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import os
 import statistics
 import subprocess
 import sys
@@ -237,18 +234,6 @@ def predict_scan(folder: Path, overlap: float, make: bool) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, done[0])
 
 
-def write(rows: list[dict[str, Any]], out: Path) -> None:
-    """The table as CSV, with what it was measured on and when; all or nothing."""
-    about = {"cpu": bench_models._cpu_name(), "torch": torch.__version__, "date": datetime.date.today().isoformat()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_suffix(".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, (*FIELDS, *about))
-        writer.writeheader()
-        writer.writerows([{**row, **about} for row in rows])
-    os.replace(temporary, out)
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=11)
@@ -285,7 +270,7 @@ def main(argv: list[str] | None = None) -> int:
         if row["ours"] > MEMORY_LIMIT:
             missed.append(row["what"])
     if not args.only:
-        write(rows, args.out)
+        bench_models.write_table(rows, FIELDS, args.out)
         print(f"written: {args.out}")
     for what in missed:
         print(f"target missed: {what}", file=sys.stderr)

@@ -11,15 +11,10 @@ its target. With ``--only`` nothing is written.
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
 import importlib
-import os
 import sys
 from pathlib import Path
 from typing import Any
-
-import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -46,18 +41,6 @@ def measured(pair: Pair, rounds: int, threads: int) -> dict[str, Any]:
     return {"kind": pair.kind, "name": pair.name, **bench_models.measure(comparison, rounds, threads)}
 
 
-def write(rows: list[dict[str, Any]], out: Path) -> None:
-    """The table as CSV, with what it was measured on and when; all or nothing."""
-    about = {"cpu": bench_models._cpu_name(), "torch": torch.__version__, "date": datetime.date.today().isoformat()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_suffix(".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, (*FIELDS, *about))
-        writer.writeheader()
-        writer.writerows([{**row, **about} for row in rows])
-    os.replace(temporary, out)
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=11)
@@ -80,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
                 flush=True,
             )
     if not args.only:
-        write(rows, args.out)
+        bench_models.write_table(rows, FIELDS, args.out)
         print(f"written: {args.out}")
     slow = [f"{row['name']} ({row['ratio']} < {row['target']})" for row in rows if row["ratio"] < row["target"]]
     if slow:

@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -237,22 +237,24 @@ def write(rows: list[dict], out: Path) -> None:
     """The table as CSV, with what it was measured on and when."""
     import timm
 
-    about = {
-        "cpu": _cpu_name(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "date": datetime.date.today().isoformat(),
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, (*FIELDS, *about))
-        writer.writeheader()
-        writer.writerows([{**row, **about} for row in rows])
-    os.replace(temporary, out)
+    about = write_table(rows, FIELDS, out, timm=timm.__version__)
     page = out.parent.parent / "benchmarks.md"
     page.write_text(markdown(rows, about), encoding="utf-8")
     print(f"written: {out} and {page}")
+
+
+def write_table(rows: list[dict], columns: Sequence[str], out: Path, **versions: str) -> dict[str, str]:
+    """The rows as CSV, with what they were measured on and when, which is given back; all or nothing."""
+    today = datetime.date.today().isoformat()
+    about = {"cpu": _cpu_name(), "torch": torch.__version__, **versions, "date": today}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_suffix(".tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, (*columns, *about))
+        writer.writeheader()
+        writer.writerows([{**row, **about} for row in rows])
+    os.replace(temporary, out)
+    return about
 
 
 def markdown(rows: list[dict], about: dict[str, str]) -> str:

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from zoo.data.shapes import SHAPE_CLASSES, Shapes
 from zoo.data.shapes_segmentation import ShapesSegmentation
 from zoo.detection.data_sample import DetDataSample
 from zoo.detection.model import DetectionModel
-from zoo.files import write_file
 from zoo.metrics.coco_masks import evaluate_masks
 from zoo.metrics.panoptic import PanopticQuality
 from zoo.metrics.semantic import SemanticSegmentation
@@ -42,7 +40,7 @@ from zoo.segmentation.targets import mask_targets
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from timed_run import Recipe, TimedRun, load_backbone, predictions, prepared_backbone  # noqa: E402
+from timed_run import Recipe, TimedRun, load_backbone, predictions, prepared_backbone, write_points  # noqa: E402
 
 IMAGES, VALIDATION, SIZE, BATCH, CLASSES = 600, 150, 128, 8, 6
 THINGS = tuple(range(1, CLASSES))  # 0 is the background
@@ -299,11 +297,7 @@ def write_results(points: list[Point], csv_file: Path, picture: Path) -> None:
     """The table and the curves of all runs."""
     from zoo.viz.figures import COLOURS, new_figure, save_figure
 
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [f.name for f in fields(Point)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(p) for p in points)
-    write_file(csv_file, text.getvalue())
+    write_points(points, Point, csv_file)
     figure = new_figure(9.5, 4.2)
     panels = figure.subplots(1, 3)
     for axes, key, title in zip(panels, ("miou", "mask_ap", "pq"), ("mIoU", "mask AP", "PQ")):

@@ -12,9 +12,6 @@ nothing is written.
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import os
 import statistics
 import sys
 import time
@@ -106,18 +103,6 @@ def measure(name: str, mlp_ratio: float, direction: str, rounds: int, threads: i
     }
 
 
-def write(rows: list[dict[str, Any]], out: Path) -> None:
-    """The table as CSV, with what it was measured on and when; all or nothing."""
-    about = {"cpu": bench_models._cpu_name(), "torch": torch.__version__, "date": datetime.date.today().isoformat()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_suffix(".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, (*FIELDS, *about))
-        writer.writeheader()
-        writer.writerows([{**row, **about} for row in rows])
-    os.replace(temporary, out)
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=11)
@@ -141,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
                         flush=True,
                     )
     if not args.only:
-        write(rows, args.out)
+        bench_models.write_table(rows, FIELDS, args.out)
         print(f"written: {args.out}")
     slow = [r for r in rows if r["target"] and r["ratio"] < r["target"]]
     for row in slow:

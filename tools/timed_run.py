@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from torch import nn
 
 from zoo.data.shapes import Shapes
-from zoo.files import save_atomically
+from zoo.files import save_atomically, write_file
 
 
 @dataclass(frozen=True)
@@ -234,3 +236,12 @@ def load_backbone(backbone: nn.Module, file: Path) -> None:
     if missing:
         raise ValueError(f"{file} has no {', '.join(missing[:4])}")
     backbone.load_state_dict(known, strict=False)
+
+
+def write_points(points: Sequence[Any], kind: type, file: Path) -> None:
+    """Evaluations, of a dataclass, as a table in CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [f.name for f in fields(kind)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(p) for p in points)
+    write_file(file, text.getvalue())
