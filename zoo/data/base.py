@@ -53,7 +53,32 @@ def stratified_split(labels: Sequence[int], fraction: float, seed: int = 0) -> t
     return [i for i in range(len(array)) if i not in chosen], sorted(chosen)
 
 
-class ImageDataset(Dataset):
+class EpochDataset(Dataset):
+    """A data set with ``classes`` that draws anew in each epoch."""
+
+    classes: tuple[str, ...]
+
+    def __init__(self) -> None:
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the augmentation draws for."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other augmentations from the next sample on; running (persistent) workers follow."""
+        if epoch < 0:
+            raise ValueError(f"epoch={epoch} must not be negative")
+        self._epoch.fill_(epoch)
+
+
+class ImageDataset(EpochDataset):
     """Base of the classification datasets: a subclass gives ``labels``, :meth:`load_image` and :meth:`path_of`.
 
     A sample is ``dict(inputs=uint8 [3, H, W] RGB, data_samples=ClsDataSample)``; the sample's meta information has
@@ -105,29 +130,13 @@ class ImageDataset(Dataset):
         self.seed = seed
         self.on_error = on_error
         # Shared memory, so that workers that are already running see a new epoch, and the main process what they skip.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        super().__init__()
         self._unreadable = torch.zeros(len(self.labels), dtype=torch.uint8).share_memory_()
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes there are."""
-        return len(self.classes)
 
     @property
     def metainfo(self) -> dict[str, Any]:
         """What mmengine's runner hands to metrics and visualizer."""
         return {"classes": self.classes}
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that the augmentation draws for."""
-        return int(self._epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw other augmentations from the next sample on; running (persistent) workers follow."""
-        if epoch < 0:
-            raise ValueError(f"epoch={epoch} must not be negative")
-        self._epoch.fill_(epoch)
 
     @property
     def num_skipped(self) -> int:

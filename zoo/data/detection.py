@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
-from zoo.data.base import sample_seed, to_tensor
+from zoo.data.base import EpochDataset, sample_seed, to_tensor
 from zoo.data.loading import ImageReadError, read_image
 from zoo.data.masks import decode_masks
 from zoo.detection.data_sample import DetDataSample
@@ -116,7 +115,7 @@ def split_indices(count: int, part: str, val_fraction: float, seed: int) -> np.n
     return np.sort(order[:held] if part == "val" else order[held:])
 
 
-class DetectionDataset(Dataset):
+class DetectionDataset(EpochDataset):
     """Base of the detection datasets; a subclass reads a format and hands its table over.
 
     A sample is ``dict(inputs=uint8 [3, h, w] RGB, data_samples=DetDataSample)``. Crowd regions are no targets, but the
@@ -176,7 +175,7 @@ class DetectionDataset(Dataset):
         self.table, self.transform, self.seed, self.on_error = table, transform, seed, on_error
         self.classes = tuple(str(c) for c in classes)
         self.category_ids = tuple(int(c) for c in category_ids)
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        super().__init__()
         self._unreadable = torch.zeros(len(table), dtype=torch.uint8).share_memory_()
         #: boxes that are no targets, by reason, as far as image sizes are annotated
         self.dropped = self._count_dropped()
@@ -215,25 +214,9 @@ class DetectionDataset(Dataset):
     # -- as the engine's loops and metrics expect -----------------------------------------------------------------
 
     @property
-    def num_classes(self) -> int:
-        """How many classes there are."""
-        return len(self.classes)
-
-    @property
     def metainfo(self) -> dict[str, Any]:
         """What the runner hands to metrics and writes into checkpoints."""
         return {"classes": self.classes, "category_ids": self.category_ids}
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that the augmentation draws for."""
-        return int(self._epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw other augmentations from the next sample on; running (persistent) workers follow."""
-        if epoch < 0:
-            raise ValueError(f"epoch={epoch} must not be negative")
-        self._epoch.fill_(epoch)
 
     def path_of(self, index: int) -> str:
         """The file of image ``index``."""

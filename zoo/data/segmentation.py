@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
-from zoo.data.base import sample_seed, to_tensor
+from zoo.data.base import EpochDataset, sample_seed, to_tensor
 from zoo.data.coco import box_of_mask
 from zoo.data.detection import split_indices
 from zoo.data.label_maps import MaskError
@@ -48,7 +47,7 @@ class Annotation:
     ground_truth: dict[str, Any] = field(default_factory=dict)
 
 
-class SegmentationDataset(Dataset):
+class SegmentationDataset(EpochDataset):
     """Base of the segmentation datasets; a subclass gives ``paths`` and :meth:`annotation`.
 
     A sample is ``dict(inputs=uint8 [3, h, w] RGB, data_samples=SegDataSample)``. Its targets are of the image that the
@@ -127,7 +126,7 @@ class SegmentationDataset(Dataset):
         self.category_ids = tuple(range(len(classes)) if category_ids is None else (int(c) for c in category_ids))
         self.ignore_index, self.targets = ignore_index, None if targets is None else tuple(targets)
         self.transform, self.seed, self.on_error = transform, seed, on_error
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        super().__init__()
         self._unreadable = torch.zeros(len(paths), dtype=torch.uint8).share_memory_()
         self._indices = split_indices(len(paths), part, val_fraction, split_seed)
 
@@ -143,11 +142,6 @@ class SegmentationDataset(Dataset):
     # -- as the engine's loops and metrics expect -----------------------------------------------------------------
 
     @property
-    def num_classes(self) -> int:
-        """How many classes there are."""
-        return len(self.classes)
-
-    @property
     def metainfo(self) -> dict[str, Any]:
         """What the runner hands to metrics and writes into checkpoints."""
         return {
@@ -157,17 +151,6 @@ class SegmentationDataset(Dataset):
             "category_ids": self.category_ids,
             "ignore_index": self.ignore_index,
         }
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that the augmentation draws for."""
-        return int(self._epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw other augmentations from the next sample on; running (persistent) workers follow."""
-        if epoch < 0:
-            raise ValueError(f"epoch={epoch} must not be negative")
-        self._epoch.fill_(epoch)
 
     def path_of(self, index: int) -> str:
         """The file of image ``index``."""

@@ -14,9 +14,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
-from zoo.data.base import sample_seed
+from zoo.data.base import EpochDataset, sample_seed
 from zoo.data.volume_folder import VolumeCase, VolumeFolder, find_volume_data, fold_cases
 from zoo.data.volume_grid import Preparation
 from zoo.data.volume_intensity import check_normalisation
@@ -29,7 +28,7 @@ _SPLITS = ("train", "val", "all", "test")
 _PLACES = 10_000  # voxels of a class that are remembered of a volume, as places to put patches
 
 
-class VolumeDataset(Dataset):
+class VolumeDataset(EpochDataset):
     """Volumes of a folder, see :func:`zoo.data.volume_folder.find_volume_data`.
 
     A sample is ``dict(inputs=float32 [C, ...], data_samples=VolumeSample)``. Splits "train" and "all" give random
@@ -116,7 +115,7 @@ class VolumeDataset(Dataset):
 
             augment = build_volume_transforms(**augment)
         self.augment = augment if self.training else None
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        super().__init__()
         from zoo.data.volume_cache import VolumeCache
 
         self._volumes = VolumeCache(len(self.cases), self.load, float(cache), workers)
@@ -124,11 +123,6 @@ class VolumeDataset(Dataset):
             self._check_classes(on_missing_class)
 
     # -- as the engine's loops and metrics expect -----------------------------------------------------------------
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes there are, the background among them."""
-        return len(self.classes)
 
     @property
     def metainfo(self) -> dict[str, Any]:
@@ -141,17 +135,6 @@ class VolumeDataset(Dataset):
             "axis": self.axis,
             "patch_size": self.patch_size,
         }
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that patches and augmentation are drawn for."""
-        return int(self._epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw other patches from the next sample on; running (persistent) workers follow."""
-        if epoch < 0:
-            raise ValueError(f"epoch={epoch} must not be negative")
-        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.cases) * self.samples_per_volume
