@@ -312,8 +312,9 @@ def test_tasks_of_models(monkeypatch):
     assert len(predictor(flat(2))[0].scores) == 10
     first, second = (untrained_predictor("vit_nano", num_classes=3)(flat(2))[0].scores for _ in range(2))
     assert torch.equal(first, second)
-    with pytest.raises(ValueError, match="num_classes=4"):
-        untrained_predictor("davit-nano_cls_12e_digits", num_classes=4)
+    for config in ("davit-nano_cls_12e_digits", "dab-detr-nano_det_60e_shapes"):
+        with pytest.raises(ValueError, match="num_classes=4"):
+            untrained_predictor(config, num_classes=4)
     monkeypatch.setattr("zoo.inference.load.task_of", lambda model: "cooking")
     with pytest.raises(LookupError, match="'cooking' cannot predict"):
         load_predictor("davit_nano")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from zoo.inference.pipeline import Predictor, Sample
+from zoo.inference.recorded import checkpoint_meta, classes_of, config_of, model_arguments, needs_weights
 from zoo.inference.results import Result, Results
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def untrained_predictor(model: str | os.PathLike[str], *, num_classes: int | Non
         if num_classes is not None:
             raise ValueError(f"num_classes={num_classes}: a config has its own number")
         cfg = load_config(os.fspath(model))
-        network = ImageClassifier(**{k: v for k, v in cfg.model.to_dict().items() if k != "type"})
+        network = ImageClassifier(**model_arguments(cfg))
         transform = cfg.test_dataloader.dataset.transform.to_dict()
         if "size" in options:
             transform["size"] = options.pop("size")
@@ -244,13 +244,13 @@ def _classifier_of_name(name: str, weights: str | os.PathLike[str] | None, optio
 
     info = model_info(name)
     weights = resolve_weights(name) if weights is None else weights
-    meta = _meta(weights)
-    recorded = _recorded_config(meta)
+    meta = checkpoint_meta(weights)
+    recorded = config_of(meta)
     if recorded is not None:
         # trained here: its own preprocessing, which need not be the model's usual one
         return _classifier_of_config(recorded, weights, options, backbone=name, meta=meta)
     network = create_for_checkpoint(name, weights)
-    options = {"classes": _classes(meta), "name": name, **options}
+    options = {"classes": classes_of(meta), "name": name, **options}
     if info:
         options = {"mean": info.mean, "std": info.std, **options}
     size = options.pop("size", None) or (info.input_size if info else MODELS.entry(name).meta.get("input_size", 224))
@@ -269,10 +269,9 @@ def _classifier_of_config(
     from zoo.engine.config import load_config
     from zoo.weights.load import load_weights
 
-    if weights is None:
-        raise ValueError(f"config {config} has no weights of its own; give a checkpoint file as weights")
+    weights = needs_weights(config, weights)
     cfg = config if hasattr(config, "model") else load_config(config)
-    arguments = {k: v for k, v in cfg.model.to_dict().items() if k != "type"}
+    arguments = model_arguments(cfg)
     spec = arguments["backbone"]
     trained = spec.get("type") if isinstance(spec, dict) else spec
     trained = str(getattr(trained, "__name__", trained)).rpartition(".")[2]
@@ -283,15 +282,12 @@ def _classifier_of_config(
     transform = cfg.test_dataloader.dataset.transform.to_dict()
     if "size" in options:
         transform["size"] = options.pop("size")
-    own = {"classes": _classes(_meta(weights) if meta is None else meta), "name": trained, **_of_task_model(model)}
+    own = {
+        "classes": classes_of(checkpoint_meta(weights) if meta is None else meta),
+        "name": trained,
+        **_of_task_model(model),
+    }
     return Classifier(_Logits(model), transform, **{**own, **options})
-
-
-def _recorded_config(meta: dict[str, Any]) -> Any:
-    """The config that a checkpoint of our runner records, checked, or None."""
-    from zoo.engine.recorded import recorded_config
-
-    return recorded_config(meta.get("cfg"))
 
 
 class _Logits(nn.Module):
@@ -320,25 +316,3 @@ def create_for_checkpoint(name: str, weights: str | os.PathLike[str]) -> nn.Modu
     elif not report.exact:
         load_weights(model, weights)  # says what differs
     return model
-
-
-def _classes(meta: dict[str, Any]) -> list[str] | None:
-    """Class names that a checkpoint of ours records, or None."""
-    names = (meta.get("dataset_meta") or {}).get("classes")
-    return [str(n) for n in names] if names else None
-
-
-def _meta(weights: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a checkpoint of ours says about itself: ``cfg``, ``dataset_meta`` ...; empty for others."""
-    path = Path(weights)
-    if path.suffix == ".safetensors":
-        from safetensors import safe_open
-
-        with safe_open(path, "pt") as file:
-            recorded = (file.metadata() or {}).get("attnzoo_meta")
-        return json.loads(recorded) if recorded else {}
-    from zoo.weights.checkpoint import read_checkpoint
-
-    content = read_checkpoint(path)
-    meta = content.get("meta") if isinstance(content, dict) else None
-    return meta if isinstance(meta, dict) else {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from zoo.data.masks import compress_masks, decode_masks, mask_to_polygons
 from zoo.inference.pipeline import Predictor, Sample
+from zoo.inference.predictor_source import PredictorSource
 from zoo.inference.results import Result
 
 if TYPE_CHECKING:
@@ -247,44 +247,20 @@ def load_predictor(model: Any, weights: str | os.PathLike[str] | None = None, **
         CheckpointError, WeightsUnavailableError: the weights cannot be had or do not fit.
         ValueError: a config without weights.
     """
-    from zoo.detection.model import DetectionModel
-    from zoo.registry import MODELS
-    from zoo.weights.load import load_weights
-
-    if isinstance(model, nn.Module):
-        wrapped = model if isinstance(model, DetectionModel) else DetectionModel(model)
-        if weights is not None:
-            load_weights(wrapped, weights)
-        return _predictor(wrapped, {}, options)
-    if str(model) in MODELS:
-        return _of_name(str(model), weights, options)
-    from zoo.engine.config import load_config, require_known
-
-    require_known(model)
-    if weights is None:
-        raise ValueError(f"config {model} has no weights of its own; give a checkpoint file as weights")
-    return _of_config(load_config(model), weights, options)
+    return _source().load(model, weights, options)
 
 
 def untrained_predictor(
     model: str | os.PathLike[str], *, num_classes: int | None = None, **options: Any
 ) -> DetectionPredictor:
     """A :class:`DetectionPredictor` as initialised with seed 0, on the CPU."""
+    return _source().untrained(model, num_classes, options)
+
+
+def _source() -> PredictorSource[DetectionPredictor]:
     from zoo.detection.model import DetectionModel
-    from zoo.registry import MODELS
 
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(0)
-        if str(model) in MODELS:
-            size = MODELS.entry(str(model)).meta.get("input_size", 800)
-            built = DetectionModel(str(model), num_classes)
-            return _predictor(built, _transform(size), {"name": str(model), "device": "cpu", **options})
-        from zoo.engine.config import load_config, require_known
-
-        require_known(Path(model))
-        cfg = load_config(Path(model))
-        built = DetectionModel(**{k: v for k, v in cfg.model.to_dict().items() if k != "type"})
-        return _predictor(built, _config_transform(cfg), {"device": "cpu", **options})
+    return PredictorSource(DetectionModel, _predictor, _transform, _config_transform, _recorded, input_size=800)
 
 
 def _predictor(model: Any, transform: Mapping[str, Any], options: dict[str, Any]) -> DetectionPredictor:
@@ -305,37 +281,9 @@ def _config_transform(cfg: Any) -> dict[str, Any]:
     return {} if given is None else {k: v for k, v in given.to_dict().items() if k != "train"}
 
 
-def _of_config(
-    cfg: Any, weights: str | os.PathLike[str], options: dict[str, Any], meta: Mapping[str, Any] | None = None
-) -> DetectionPredictor:
-    from zoo.classification.inference import _meta
-    from zoo.detection.model import DetectionModel
-    from zoo.weights.load import load_weights
-
-    model = DetectionModel(**{k: v for k, v in cfg.model.to_dict().items() if k != "type"})
-    load_weights(model, weights)
-    named = (_meta(weights) if meta is None else meta).get("dataset_meta") or {}
-    own: dict[str, Any] = {}
-    if named.get("classes"):
-        own = {"classes": list(named["classes"]), "category_ids": list(named.get("category_ids") or []) or None}
-    return _predictor(model, _config_transform(cfg), {**own, **options})
-
-
-def _of_name(name: str, weights: str | os.PathLike[str] | None, options: dict[str, Any]) -> DetectionPredictor:
-    from zoo.classification.inference import _meta, _recorded_config
-    from zoo.detection.model import DetectionModel
-    from zoo.registry import MODELS
-    from zoo.weights.hub import resolve_weights
-    from zoo.weights.load import load_weights
-
-    weights = resolve_weights(name) if weights is None else weights
-    meta = _meta(weights)
-    recorded = _recorded_config(meta)
-    if recorded is not None:  # trained here: its own classes and preprocessing
-        return _of_config(recorded, weights, {"name": name, **options}, meta)
-    size = MODELS.entry(name).meta.get("input_size", 800)
-    model = DetectionModel(name)
-    load_weights(model, weights)
-    classes = (meta.get("dataset_meta") or {}).get("classes")
-    own = {"name": name} | ({"classes": list(classes)} if classes else {})
-    return _predictor(model, _transform(size), {**own, **options})
+def _recorded(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint of ours says of its classes, as arguments of the predictor."""
+    named = meta.get("dataset_meta") or {}
+    if not named.get("classes"):
+        return {}
+    return {"classes": list(named["classes"]), "category_ids": list(named.get("category_ids") or []) or None}

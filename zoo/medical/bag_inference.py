@@ -17,6 +17,7 @@ from torch import nn
 from zoo.data.bags import BAG_ENDINGS, Bag, is_bag_file, read_bag
 from zoo.files import save_atomically
 from zoo.inference.pipeline import Predictor
+from zoo.inference.recorded import checkpoint_meta, classes_of, config_of, model_arguments, needs_weights
 from zoo.inference.results import Result, Results
 from zoo.medical.bag_classifier import BagClassifier, attention_of
 from zoo.registry import did_you_mean
@@ -236,7 +237,6 @@ def load_bag_predictor(model: Any, weights: str | os.PathLike[str] | None = None
         CheckpointError, WeightsUnavailableError: the weights cannot be had or do not fit.
         ValueError: a config without weights, or one of another task.
     """
-    from zoo.classification.inference import _classes, _meta, _recorded_config
     from zoo.registry import MODELS
     from zoo.weights.load import load_weights
 
@@ -244,32 +244,31 @@ def load_bag_predictor(model: Any, weights: str | os.PathLike[str] | None = None
         wrapped = model if isinstance(model, BagClassifier) else BagClassifier(model)
         if weights is not None:
             load_weights(wrapped, weights)
-        meta = {} if weights is None else _meta(weights)
-        return BagPredictor(wrapped, **{"classes": _classes(meta), **options})
+        meta = {} if weights is None else checkpoint_meta(weights)
+        return BagPredictor(wrapped, **{"classes": classes_of(meta), **options})
     if str(model) in MODELS:
         from zoo.weights.hub import resolve_weights
 
         weights = resolve_weights(str(model)) if weights is None else weights
-        meta = _meta(weights)
-        recorded = _recorded_config(meta)
+        meta = checkpoint_meta(weights)
+        recorded = config_of(meta)
         built = _of_config(recorded) if recorded is not None else BagClassifier(str(model))
         options = {"name": str(model), **options}
     else:
         from zoo.engine.config import load_config, require_known
 
         require_known(model)
-        if weights is None:
-            raise ValueError(f"config {model} has no weights of its own; give a checkpoint file as weights")
-        built, meta = _of_config(load_config(model)), _meta(weights)
+        weights = needs_weights(model, weights)
+        built, meta = _of_config(load_config(model)), checkpoint_meta(weights)
     load_weights(built, weights)
-    return BagPredictor(built, **{"classes": _classes(meta), **options})
+    return BagPredictor(built, **{"classes": classes_of(meta), **options})
 
 
 def _of_config(cfg: Any) -> BagClassifier:
     kind = cfg.model.get("type")
     if str(getattr(kind, "__name__", kind)).rpartition(".")[2] != BagClassifier.__name__:
         raise ValueError(f"the config's model is {kind}, not BagClassifier: bags are predicted by that alone")
-    return BagClassifier(**{k: v for k, v in cfg.model.to_dict().items() if k != "type"})
+    return BagClassifier(**model_arguments(cfg))
 
 
 def is_bag_model(model: Any) -> bool:

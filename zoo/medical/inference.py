@@ -17,6 +17,7 @@ from zoo.data.volume_grid import Preparation
 from zoo.data.volume_intensity import check_normalisation
 from zoo.data.volumes import Volume, read_channels
 from zoo.inference.pipeline import Predictor
+from zoo.inference.recorded import checkpoint_meta, config_of, model_arguments, needs_weights
 from zoo.medical.cases import find_cases
 from zoo.medical.model import VolumeSegmenter
 from zoo.medical.postprocess import keep_largest_components
@@ -293,7 +294,6 @@ def load_predictor(model: Any, weights: str | os.PathLike[str] | None = None, **
         CheckpointError, WeightsUnavailableError: the weights cannot be had or do not fit.
         ValueError: a config without weights, or one of another task.
     """
-    from zoo.classification.inference import _meta, _recorded_config
     from zoo.registry import MODELS
     from zoo.weights.load import load_weights
 
@@ -309,7 +309,7 @@ def load_predictor(model: Any, weights: str | os.PathLike[str] | None = None, **
         )
     if isinstance(model, nn.Module):
         wrapped = model if isinstance(model, VolumeSegmenter) else VolumeSegmenter(model)
-        meta = {} if weights is None else _meta(weights)
+        meta = {} if weights is None else checkpoint_meta(weights)
         if weights is not None:
             load_weights(wrapped, weights)
         return VolumePredictor(wrapped, **{**_recorded(meta), **options})
@@ -317,14 +317,13 @@ def load_predictor(model: Any, weights: str | os.PathLike[str] | None = None, **
         from zoo.engine.config import load_config, require_known
 
         require_known(model)
-        if weights is None:
-            raise ValueError(f"config {model} has no weights of its own; give a checkpoint file as weights")
-        return _of_config(load_config(model), weights, _meta(weights), options)
+        weights = needs_weights(model, weights)
+        return _of_config(load_config(model), weights, checkpoint_meta(weights), options)
     from zoo.weights.hub import resolve_weights
 
     weights = resolve_weights(str(model)) if weights is None else weights
-    meta = _meta(weights)
-    recorded = _recorded_config(meta)
+    meta = checkpoint_meta(weights)
+    recorded = config_of(meta)
     if recorded is not None:  # trained here: its own classes, windows and preparation
         return _of_config(recorded, weights, meta, {"name": str(model), **options})
     segmenter = VolumeSegmenter(str(model))
@@ -378,7 +377,7 @@ def _segmenter(cfg: Any) -> VolumeSegmenter:
     name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
     if name.rpartition(".")[2] != VolumeSegmenter.__name__:
         raise ValueError(f"the config's model is {name}, which does not segment volumes")
-    return VolumeSegmenter(**{k: v for k, v in cfg.model.to_dict().items() if k != "type"})
+    return VolumeSegmenter(**model_arguments(cfg))
 
 
 def _recorded(meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import cv2
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 
 from zoo.data.segmentation_transforms import build_segmentation_transforms, fitting_size
 from zoo.inference.pipeline import Predictor, Sample
+from zoo.inference.predictor_source import PredictorSource
 from zoo.inference.results import Results
 from zoo.segmentation.geometry import ImageSize, restore_map
 from zoo.segmentation.palettes import palette_of
@@ -355,46 +355,20 @@ def load_predictor(model: Any, weights: str | os.PathLike[str] | None = None, **
         CheckpointError, WeightsUnavailableError: the weights cannot be had or do not fit.
         ValueError: a config without weights.
     """
-    from zoo.registry import MODELS
-    from zoo.segmentation.model import SegmentationModel
-    from zoo.weights.load import load_weights
-
-    if isinstance(model, nn.Module):
-        wrapped = model if isinstance(model, SegmentationModel) else SegmentationModel(model)
-        if weights is not None:
-            load_weights(wrapped, weights)
-        return _predictor(wrapped, {}, options)
-    if str(model) in MODELS:
-        return _of_name(str(model), weights, options)
-    from zoo.engine.config import load_config, require_known
-
-    require_known(model)
-    if weights is None:
-        raise ValueError(f"config {model} has no weights of its own; give a checkpoint file as weights")
-    return _of_config(load_config(model), weights, options)
+    return _source().load(model, weights, options)
 
 
 def untrained_predictor(
     model: str | os.PathLike[str], *, num_classes: int | None = None, **options: Any
 ) -> SegmentationPredictor:
     """A :class:`SegmentationPredictor` as initialised with seed 0, on the CPU."""
-    from zoo.registry import MODELS
+    return _source().untrained(model, num_classes, options)
+
+
+def _source() -> PredictorSource[SegmentationPredictor]:
     from zoo.segmentation.model import SegmentationModel
 
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(0)
-        if str(model) in MODELS:
-            size = MODELS.entry(str(model)).meta.get("input_size", 512)
-            built = SegmentationModel(str(model), num_classes)
-            return _predictor(built, _transform(size), {"name": str(model), "device": "cpu", **options})
-        from zoo.engine.config import load_config, require_known
-
-        require_known(Path(model))
-        if num_classes is not None:
-            raise ValueError(f"num_classes={num_classes}: a config has its own number")
-        cfg = load_config(Path(model))
-        built = SegmentationModel(**{k: v for k, v in cfg.model.to_dict().items() if k != "type"})
-        return _predictor(built, _config_transform(cfg), {"device": "cpu", **options})
+    return PredictorSource(SegmentationModel, _predictor, _transform, _config_transform, _recorded, input_size=512)
 
 
 def _predictor(model: Any, transform: Mapping[str, Any], options: dict[str, Any]) -> SegmentationPredictor:
@@ -417,18 +391,6 @@ def _config_transform(cfg: Any) -> dict[str, Any]:
     return {} if given is None else {k: v for k, v in given.to_dict().items() if k not in ("train", "recipe")}
 
 
-def _of_config(
-    cfg: Any, weights: str | os.PathLike[str], options: dict[str, Any], meta: Mapping[str, Any] | None = None
-) -> SegmentationPredictor:
-    from zoo.classification.inference import _meta
-    from zoo.segmentation.model import SegmentationModel
-    from zoo.weights.load import load_weights
-
-    model = SegmentationModel(**{k: v for k, v in cfg.model.to_dict().items() if k != "type"})
-    load_weights(model, weights)
-    return _predictor(model, _config_transform(cfg), {**_recorded(_meta(weights) if meta is None else meta), **options})
-
-
 def _recorded(meta: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint of ours says of its classes, as arguments of the predictor."""
     named = meta.get("dataset_meta") or {}
@@ -437,21 +399,3 @@ def _recorded(meta: Mapping[str, Any]) -> dict[str, Any]:
     own = {"classes": list(named["classes"]), "category_ids": list(named.get("category_ids") or []) or None}
     palette = named.get("palette")
     return {**own, "palette": [tuple(c) for c in palette] if palette else None}
-
-
-def _of_name(name: str, weights: str | os.PathLike[str] | None, options: dict[str, Any]) -> SegmentationPredictor:
-    from zoo.classification.inference import _meta, _recorded_config
-    from zoo.registry import MODELS
-    from zoo.segmentation.model import SegmentationModel
-    from zoo.weights.hub import resolve_weights
-    from zoo.weights.load import load_weights
-
-    weights = resolve_weights(name) if weights is None else weights
-    meta = _meta(weights)
-    recorded = _recorded_config(meta)
-    if recorded is not None:  # trained here: its own classes and preprocessing
-        return _of_config(recorded, weights, {"name": name, **options}, meta)
-    model = SegmentationModel(name)
-    load_weights(model, weights)
-    size = MODELS.entry(name).meta.get("input_size", 512)
-    return _predictor(model, _transform(size), {"name": name, **_recorded(meta), **options})
