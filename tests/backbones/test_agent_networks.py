@@ -12,6 +12,7 @@ from zoo.backbones.agent_pvt import AgentPVT
 from zoo.backbones.agent_swin import AgentSwin
 from zoo.backbones.hybrid_base import block_kinds
 from zoo.backbones.hybrid_swin import swin_mask
+from zoo.mixers.agent import AgentCore
 from zoo.registry import MODELS, build
 from zoo.weights.importers import agent_attention as importer
 
@@ -274,3 +275,41 @@ def test_drop_remainder_follows_the_authors():
         assert [tuple(m.shape[2:]) for m in padded.forward_features(x)] == [(18, 18), (9, 9), (5, 5), (3, 3)]
         torch.testing.assert_close(cut(x[..., :64, :64]), padded(x[..., :64, :64]))
     assert isinstance(cut.head.fc, nn.Linear)
+
+
+@pytest.mark.parametrize("network, arguments, sides", [(AgentPVT, PVT, (3, 2, 5, 4)), (AgentSwin, SWIN, (4, 5, 2))])
+def test_more_agents_for_large_images(network, arguments, sides):
+    """The weights are those of classification; more agents are pooled, and their biases are interpolated."""
+    torch.manual_seed(0)
+    plain = network(**arguments).eval()
+    more = network(**arguments, pool_sides=sides).eval()
+    more.load_state_dict(plain.state_dict())
+    pooled = [m for m in more.modules() if isinstance(m, AgentCore)]
+    assert {m.side for m in pooled} <= set(sides)
+    assert len({m.side for m in pooled}) > 1
+    same = network(**arguments, pool_sides=[int(n**0.5) for n in arguments["agent_num"]]).eval()
+    same.load_state_dict(plain.state_dict())
+    x = torch.randn(1, 3, 96, 64)
+    with torch.no_grad():
+        want, got = plain(x), more(x)
+        torch.testing.assert_close(same(x), want, rtol=0, atol=0)
+    assert (got - want).abs().max() > 1e-6
+
+
+def test_norm_of_every_map():
+    torch.manual_seed(0)
+    plain = AgentSwin(**{**SWIN, "num_classes": 0}).eval()
+    normed = AgentSwin(**{**SWIN, "num_classes": 0}, norm_outputs=True).eval()
+    missing, unexpected = normed.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected
+    assert all(name.startswith("output_norms.") for name in missing)
+    x = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        for got, given in zip(normed.forward_features(x), plain.forward_features(x)):
+            want = nn.functional.layer_norm(given.permute(0, 2, 3, 1), given.shape[1:2]).permute(0, 3, 1, 2)
+            torch.testing.assert_close(got, want)
+    assert set(normed.group_matcher().values()) == set(range(normed.num_layers()))
+    with pytest.raises(ValueError, match="num_classes=5"):
+        AgentSwin(**SWIN, norm_outputs=True)
+    with pytest.raises(ValueError, match="num_classes=3"):
+        normed.reset_classifier(3)

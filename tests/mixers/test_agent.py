@@ -70,6 +70,9 @@ def expected(core: nn.Module, q, k, v, size, kv_size, prefix: int) -> torch.Tens
     if prefix:
         b1 = torch.cat([p.ac_bias[0].expand(-1, -1, prefix), b1], 2)
         b2 = torch.cat([p.ca_bias[0].mT.expand(-1, -1, prefix), b2], 2)
+    # the tables' square of agents, brought to the square of those that are pooled
+    axis = bilinear_axis(p.side, side)
+    b1, b2 = (torch.einsum("mn,hnx->hmx", torch.kron(axis, axis), b) for b in (b1, b2))
     out = torch.zeros_like(q)
     for head in range(h):
         part = slice(head * d, (head + 1) * d)
@@ -85,9 +88,10 @@ def expected(core: nn.Module, q, k, v, size, kv_size, prefix: int) -> torch.Tens
 
 @pytest.mark.parametrize("prefix", [0, 1, 3])
 @pytest.mark.parametrize("size", [(6, 5), (9, 4), (3, 11), (1, 1)])
-@pytest.mark.parametrize("num_agents", [4, 49])
-def test_agent_attention_equals_formula(size, prefix, num_agents):
-    m = randomised(AgentAttention(12, 3, num_agents, input_size=(6, 5), takes_prefix=prefix > 0))
+@pytest.mark.parametrize("num_agents, pool_side", [(4, None), (49, None), (9, 5), (16, 2)])
+def test_agent_attention_equals_formula(size, prefix, num_agents, pool_side):
+    m = randomised(AgentAttention(12, 3, num_agents, input_size=(6, 5), takes_prefix=prefix > 0, pool_side=pool_side))
+    assert m.core.position.an_bias.shape[1] == num_agents
     x = image(2, *size, 12)
     first = image(2, prefix, 12, seed=2)
     tokens = torch.cat([first, x.flatten(1, 2)], 1)
@@ -202,6 +206,7 @@ def test_spatial_reduction_attention(ratio):
 
 SPECS = [
     dict(type="agent", num_agents=9),
+    dict(type="agent", num_agents=9, pool_side=4),
     dict(type="agent", num_agents=4, sr_ratio=2),
     dict(type="agent_window", window_size=4, num_agents=4),
     dict(type="cross_shaped", split_size=4, num_agents=4),
@@ -223,6 +228,7 @@ def test_flops_are_those_that_run(spec):
     [
         (AgentAttention, dict(num_agents=8), "num_agents=8"),
         (AgentAttention, dict(num_agents=0), "num_agents=0"),
+        (AgentAttention, dict(pool_side=0), "pool_side=0"),
         (AgentAttention, dict(sr_ratio=0), "sr_ratio=0"),
         (AgentAttention, dict(input_size=(0, 3)), "input_size"),
         (AgentWindowAttention, dict(window_size=0), "window_size=0"),

@@ -26,6 +26,8 @@ class AgentPVT(HybridPVT):
         attn_type: for each stage "A", agent attention, or "B", PVT's own.
         agent_sr_ratios: reduction of the keys' map in stages "A".
         agent_num: agents in stages "A".
+        pool_sides: for each stage how many agents are pooled along each side of the map; the position biases stay those
+            of ``agent_num`` and are interpolated. None for the square roots of ``agent_num``.
         shared: every other argument of :class:`~zoo.backbones.hybrid_pvt.HybridPVT`; position biases, too, are made for
             ``img_size``.
 
@@ -41,9 +43,11 @@ class AgentPVT(HybridPVT):
         attn_type: str = "AAAA",
         agent_sr_ratios: Sequence[int] = (1, 1, 1, 1),
         agent_num: Sequence[int] = (9, 16, 49, 49),
+        pool_sides: Sequence[int] | None = None,
         **shared: Any,
     ):
         # set first: linear_mixer, which the base's constructor calls, reads them
+        self.pool_sides = per_stage("pool_sides", pool_sides, len(embed_dims))
         self.agent_num = per_stage("agent_num", agent_num, len(embed_dims))
         self.agent_sr_ratios = per_stage("agent_sr_ratios", agent_sr_ratios, len(embed_dims))
         super().__init__(embed_dims=embed_dims, attn_type=attn_type, **shared)
@@ -57,6 +61,7 @@ class AgentPVT(HybridPVT):
             qkv_bias,
             sr_ratio=self.agent_sr_ratios[stage],
             separate_projections=True,
+            pool_side=self.pool_sides[stage],
         )
 
 

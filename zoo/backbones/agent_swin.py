@@ -24,6 +24,8 @@ class AgentSwin(HybridSwin):
     Args:
         depths: blocks of each stage.
         agent_num: agents of each stage.
+        pool_sides: for each stage how many agents are pooled along each side of the map; the position biases stay those
+            of ``agent_num`` and are interpolated. None for the square roots of ``agent_num``.
         attn_type: a letter a stage, A (agents), B (softmax) or M; see :func:`~zoo.backbones.hybrid_base.block_kinds`.
         shared: every other argument of :class:`~zoo.backbones.hybrid_swin.HybridSwin`; position biases, too, are made
             for ``img_size``.
@@ -40,16 +42,19 @@ class AgentSwin(HybridSwin):
         depths: Sequence[int] = (2, 2, 6, 2),
         agent_num: Sequence[int] = (9, 16, 49, 49),
         attn_type: str = "AAAB",
+        pool_sides: Sequence[int] | None = None,
         **shared: Any,
     ):
-        # set first: linear_mixer, which the base's constructor calls, reads it
+        # set first: linear_mixer, which the base's constructor calls, reads them
+        self.pool_sides = per_stage("pool_sides", pool_sides, len(depths))
         self.agent_num = per_stage("agent_num", agent_num, len(depths))
         super().__init__(depths=depths, attn_type=attn_type, **shared)
 
     def linear_mixer(
         self, stage: int, dim: int, num_heads: int, window: int, shift: int, qkv_bias: bool, whole_map: bool
     ) -> nn.Module:
-        return AgentWindowAttention(dim, num_heads, window, shift, self.agent_num[stage], qkv_bias, whole_map)
+        agents, side = self.agent_num[stage], self.pool_sides[stage]
+        return AgentWindowAttention(dim, num_heads, window, shift, agents, qkv_bias, whole_map, side)
 
 
 @register_model(task="classification", family="agent", input_size=32)

@@ -50,9 +50,15 @@ class HybridPyramid(Backbone):
     embeds: nn.ModuleList
     stages: nn.ModuleList
     head: ClassifierHead | None
+    output_norms: nn.ModuleList | None
 
-    def _finish(self, depths: list[int], head_norm_eps: float | None) -> None:
-        """Add the classifier and initialise."""
+    def _finish(self, depths: list[int], head_norm_eps: float | None, norm_outputs: bool = False) -> None:
+        """Add the classifier, or with ``norm_outputs`` a norm on each map, and initialise."""
+        if norm_outputs and self.num_classes:
+            raise ValueError(f"norm_outputs=True is for features; num_classes={self.num_classes} must be 0 with it")
+        self.output_norms = None
+        if norm_outputs:
+            self.output_norms = nn.ModuleList(nn.LayerNorm(c, eps=head_norm_eps or 1e-5) for c in self.stage_channels)
         self.depths = tuple(depths)
         self.head_norm_eps = head_norm_eps
         self.head = ClassifierHead(self.num_features, self.num_classes, head_norm_eps) if self.num_classes else None
@@ -61,18 +67,20 @@ class HybridPyramid(Backbone):
 
     def forward_trunk(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         maps = []
-        for embed, stage in zip(self.embeds, self.stages):
+        for i, (embed, stage) in enumerate(zip(self.embeds, self.stages)):
             y = embed(x)  # [B, H, W, C]
             for block in stage.children():
                 y = self.run_block(block, y)
             x = y.permute(0, 3, 1, 2)
-            maps.append(x)
+            maps.append(x if self.output_norms is None else self.output_norms[i](y).permute(0, 3, 1, 2))
         return maps, y.flatten(1, 2)
 
     def forward_head(self, trunk: Tensor) -> Tensor:
         return trunk.mean(1) if self.head is None else self.head(trunk)
 
     def reset_classifier(self, num_classes: int) -> None:
+        if self.output_norms is not None and num_classes:
+            raise ValueError(f"num_classes={num_classes}: a model with norm_outputs has no classifier")
         self.head = replaced_head(self, self.head, num_classes, self.head_norm_eps)
         self.num_classes = num_classes
 

@@ -69,6 +69,7 @@ class HybridSwin(HybridPyramid):
         min_softmax_window: see ``window_size``.
         drop_path_rate: stochastic depth of the last block, growing linearly.
         drop_remainder: leave out rows and columns of the image that make no whole patch rather than pad with zeros.
+        norm_outputs: LayerNorm on every map (the form for detection and segmentation); needs ``num_classes=0``.
         out_indices, frozen_stages: see :class:`~zoo.backbones.base.Backbone`.
 
     Raises:
@@ -98,6 +99,7 @@ class HybridSwin(HybridPyramid):
         min_softmax_window: int = 7,
         drop_path_rate: float = 0.0,
         drop_remainder: bool = False,
+        norm_outputs: bool = False,
         out_indices: Sequence[int] | None = None,
         frozen_stages: int = -1,
     ):
@@ -140,7 +142,7 @@ class HybridSwin(HybridPyramid):
         )
         self.embeds = nn.ModuleList([stem, *(PatchMerging(dims[i], norm_eps) for i in range(n - 1))])
         self.stages = nn.ModuleList(nn.ModuleList(block(i, j) for j in range(depths[i])) for i in range(n))
-        self._finish(depths, head_norm_eps=norm_eps)
+        self._finish(depths, head_norm_eps=norm_eps, norm_outputs=norm_outputs)
 
     def linear_mixer(
         self, stage: int, dim: int, num_heads: int, window: int, shift: int, qkv_bias: bool, whole_map: bool

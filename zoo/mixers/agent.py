@@ -43,6 +43,8 @@ class AgentBias(nn.Module):
         size: map of the queries (H, W) that the axis tables are made for; other sizes interpolate them.
         kv_size: map of the keys, where it differs.
         prefix: a bias for prefix tokens (one for all of them).
+        pool_side: how many agents there are along each side, where it is not sqrt(n); the tables are interpolated
+            (bilinear) from their square of agents to this one.
     """
 
     def __init__(
@@ -52,9 +54,12 @@ class AgentBias(nn.Module):
         size: tuple[int, int],
         kv_size: tuple[int, int] | None = None,
         prefix: bool = False,
+        pool_side: int | None = None,
     ):
         super().__init__()
         h, n = num_heads, num_agents
+        self.side = math.isqrt(n)
+        self.pool_side = pool_side or self.side
         kv_size = kv_size or size
         self.an_bias = nn.Parameter(torch.empty(h, n, TABLE, TABLE))  # agent <- place, coarse
         self.na_bias = nn.Parameter(torch.empty(h, n, TABLE, TABLE))  # place <- agent, coarse
@@ -68,22 +73,36 @@ class AgentBias(nn.Module):
         for p in self.parameters():
             nn.init.trunc_normal_(p, std=0.02)
 
+    def _pooled(self, table: Tensor) -> Tensor:
+        """``[h, n, a, b]``, a table of n agents, for the m agents that there are: ``[h, m, a, b]``."""
+        if self.pool_side == self.side:
+            return table
+        places = table.flatten(2).transpose(1, 2).unflatten(2, (self.side, self.side))  # [h, a*b, side, side]
+        pooled = _resize(places, self.pool_side, self.pool_side).flatten(2)  # [h, a*b, m]
+        return pooled.transpose(1, 2).unflatten(2, table.shape[2:])
+
     def forward(self, size: tuple[int, int], kv_size: tuple[int, int], prefix: int = 0) -> tuple[Tensor, Tensor]:
         """Biases for a map of queries and of keys, each behind ``prefix`` tokens.
 
         Returns:
-            ``[1, h, n, prefix + Hk*Wk]`` for agents over keys and ``[1, h, prefix + H*W, n]`` for queries over agents.
+            ``[1, h, m, prefix + Hk*Wk]`` for agents over keys and ``[1, h, prefix + H*W, m]`` for queries over agents,
+            m agents.
         """
         H, W = size
         Hk, Wk = kv_size
-        agent = _resize(self.an_bias, Hk, Wk) + _resize(self.ah_bias[0], Hk, 1) + _resize(self.aw_bias[0], 1, Wk)
-        rows = _resize(self.ha_bias[0].permute(0, 3, 1, 2), H, 1)  # [h, n, H, 1]
-        columns = _resize(self.wa_bias[0].permute(0, 3, 1, 2), 1, W)  # [h, n, 1, W]
-        query = _resize(self.na_bias, H, W) + rows + columns
-        agent, query = agent.flatten(2)[None], query.flatten(2).transpose(1, 2)[None]  # [1, h, n, Mk], [1, h, N, n]
+        # interpolating over places and over agents commutes; the tables are smallest before the places
+        many = self._pooled
+        agent = _resize(many(self.an_bias), Hk, Wk)  # [h, m, Hk, Wk]
+        agent = agent + _resize(many(self.ah_bias[0]), Hk, 1) + _resize(many(self.aw_bias[0]), 1, Wk)
+        rows = _resize(many(self.ha_bias[0].permute(0, 3, 1, 2)), H, 1)  # [h, m, H, 1]
+        columns = _resize(many(self.wa_bias[0].permute(0, 3, 1, 2)), 1, W)  # [h, m, 1, W]
+        query = _resize(many(self.na_bias), H, W) + rows + columns
+        agent, query = agent.flatten(2)[None], query.flatten(2).transpose(1, 2)[None]  # [1, h, m, Mk], [1, h, N, m]
         if prefix and self.ac_bias is not None and self.ca_bias is not None:
-            agent = torch.cat([self.ac_bias.expand(-1, -1, -1, prefix), agent], dim=3)
-            query = torch.cat([self.ca_bias.expand(-1, -1, prefix, -1), query], dim=2)
+            token = many(self.ac_bias[0][..., None])[None, ..., 0]  # [1, h, m, 1]
+            agent = torch.cat([token.expand(-1, -1, -1, prefix), agent], dim=3)
+            token = many(self.ca_bias[0].transpose(1, 2)[..., None])[None, ..., 0]  # [1, h, m, 1]
+            query = torch.cat([token.transpose(2, 3).expand(-1, -1, prefix, -1), query], dim=2)
         return agent, query
 
 
@@ -97,9 +116,11 @@ class AgentCore(nn.Module):
         size: map (H, W) that the position biases are made for; other sizes interpolate them.
         kv_size: map of the keys and values, where it differs.
         prefix_bias: a learned bias for prefix tokens.
+        pool_side: pool the queries to so many agents a side; the position biases stay those of ``num_agents`` and are
+            interpolated, as the authors do for large images. None for ``sqrt(n)``.
 
     Raises:
-        ValueError: ``num_agents`` is no square number.
+        ValueError: ``num_agents`` is no square number, ``pool_side`` below 1.
     """
 
     def __init__(
@@ -110,14 +131,18 @@ class AgentCore(nn.Module):
         size: tuple[int, int],
         kv_size: tuple[int, int] | None = None,
         prefix_bias: bool = False,
+        pool_side: int | None = None,
     ):
         super().__init__()
-        self.side = math.isqrt(max(0, num_agents))
-        if num_agents < 1 or self.side**2 != num_agents:
+        side = math.isqrt(max(0, num_agents))
+        if num_agents < 1 or side**2 != num_agents:
             raise ValueError(f"num_agents={num_agents}: accepted are square numbers (1, 4, 9, 16, ...)")
+        if pool_side is not None and pool_side < 1:
+            raise ValueError(f"pool_side={pool_side}: accepted are numbers from 1, or None")
+        self.side = pool_side or side
         self.num_heads = num_heads
-        self.num_agents = num_agents
-        self.position = AgentBias(num_heads, num_agents, size, kv_size, prefix_bias)
+        self.num_agents = self.side**2
+        self.position = AgentBias(num_heads, num_agents, size, kv_size, prefix_bias, pool_side)
         self.dwc = DepthwiseConv(dim, 3)
 
     def agents(self, q: Tensor) -> Tensor:
@@ -206,9 +231,10 @@ class AgentAttention(Mixer):
         sr_ratio: keys and values come from the map reduced by a convolution of this size and stride (a map that it
             does not divide loses its last rows and columns), as in PVT.
         separate_projections: queries apart from keys and values, as in PVT; always so with ``sr_ratio`` above 1.
+        pool_side: see :class:`AgentCore`.
 
     Raises:
-        ValueError: ``num_agents`` is no square number, ``sr_ratio`` below 1.
+        ValueError: ``num_agents`` is no square number, ``sr_ratio`` or ``pool_side`` below 1.
 
     Source: eq. 5 (attention), eq. 7-8 (position biases), fig. 3 (depth-wise branch).
     """
@@ -229,6 +255,7 @@ class AgentAttention(Mixer):
         takes_prefix: bool = False,
         sr_ratio: int = 1,
         separate_projections: bool = False,
+        pool_side: int | None = None,
     ):
         super().__init__(dim, num_heads)
         if sr_ratio < 1:
@@ -244,7 +271,7 @@ class AgentAttention(Mixer):
         else:
             self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.reduction = SpatialReduction(dim, sr_ratio) if sr_ratio > 1 else None
-        self.core = AgentCore(dim, num_heads, num_agents, size, kv_size, takes_prefix)
+        self.core = AgentCore(dim, num_heads, num_agents, size, kv_size, takes_prefix, pool_side)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, prefix: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:

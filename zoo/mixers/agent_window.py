@@ -21,6 +21,7 @@ class AgentWindowAttention(UnmaskedWindows, AgentAttention):
         num_agents: agents of a window, a square number.
         qkv_bias: bias of the projections to queries, keys and values.
         whole_map: one window, whatever the size of the map; ``window_size`` then only sizes the position biases.
+        pool_side: see :class:`~zoo.mixers.agent.AgentCore`.
 
     Raises:
         ValueError: a window below 1, or a shift outside 0 to less than the window.
@@ -35,7 +36,9 @@ class AgentWindowAttention(UnmaskedWindows, AgentAttention):
         num_agents: int = 9,
         qkv_bias: bool = True,
         whole_map: bool = False,
+        pool_side: int | None = None,
     ):
         self.check_windows(window_size, shift_size)
-        AgentAttention.__init__(self, dim, num_heads, num_agents, (window_size, window_size), qkv_bias)
+        size = (window_size, window_size)
+        AgentAttention.__init__(self, dim, num_heads, num_agents, size, qkv_bias, pool_side=pool_side)
         self.window_size, self.shift_size, self.whole_map = window_size, shift_size, whole_map
