@@ -26,6 +26,6 @@ model = dict(
 optim_wrapper["optimizer"].update(lr=1e-4, weight_decay=1e-4)
 optim_wrapper.update(paramwise_cfg=dict(custom_keys={"segmenter.backbone": dict(lr_mult=0.1)}))
 optim_wrapper.update(clip_grad=dict(max_norm=0.01))
-param_scheduler.update(power=0.9)
+param_scheduler.update(power=0.9, warmup_iters=0)
 default_hooks["checkpoint"].update(save_best="semantic/mIoU")
 log_processor.update(by_epoch=False)

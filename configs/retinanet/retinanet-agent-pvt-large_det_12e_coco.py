@@ -4,7 +4,6 @@ Command:   torchrun --nproc_per_node 8 -m zoo.cli train retinanet-agent-pvt-larg
 Hardware:  written for 8 GPUs with 2 images each (global batch 16)
 Time:      not measured here
 Score:     reported, not reproduced: 46.8 box AP on val2017 (github.com/LeapLabTHU/Agent-Attention)
-Note:      the authors raise the number of agents for large images; here it is that of classification
 """
 
 from mmengine.config import read_base

@@ -26,6 +26,8 @@ model = dict(
 )
 optim_wrapper["optimizer"].update(weight_decay=1e-4)
 optim_wrapper.update(paramwise_cfg=dict(decay_norm_and_bias=True))
+# the norm of the first map takes no part
+find_unused_parameters = True
 default_hooks["checkpoint"].update(save_best="coco/AP")
 train_dataloader["dataset"].update(
     labels="contiguous",

@@ -25,6 +25,8 @@ model = dict(
     postprocess=dict(type=dense_detections, score_threshold=0.05, nms_threshold=0.5),
 )
 optim_wrapper.update(paramwise_cfg=dict(decay_norm_and_bias=True))
+# the norm of the first map takes no part
+find_unused_parameters = True
 default_hooks["checkpoint"].update(save_best="coco/AP")
 train_dataloader["dataset"].update(labels="contiguous", keep_empty=False)
 val_dataloader["dataset"].update(labels="contiguous")

@@ -30,6 +30,8 @@ model = dict(
 optim_wrapper.update(paramwise_cfg=dict(decay_norm_and_bias=True))
 train_cfg.update(max_epochs=36)
 param_scheduler[1].update(milestones=[27, 33])
+# the norm of the first map takes no part
+find_unused_parameters = True
 default_hooks["checkpoint"].update(save_best="coco/AP")
 train_dataloader["dataset"].update(labels="contiguous", keep_empty=False)
 val_dataloader["dataset"].update(labels="contiguous")

@@ -5,7 +5,6 @@ Hardware:  written for 8 GPUs with 2 images each (global batch 16)
 Time:      not measured here
 Score:     reported, not reproduced: 48.73 mIoU on the validation images
            (github.com/LeapLabTHU/Agent-Attention)
-Note:      the authors' networks pool more agents in segmentation than in classification; here they are as many
 """
 
 from mmengine.config import read_base

@@ -8,6 +8,8 @@ from typing import Any
 INPUT_SIZE = 800
 #: of the nano detectors
 NANO_SIZE = 128
+#: agents along each side, stage by stage, that the authors of Agent-PVT pool for large images
+AGENT_PVT_SIDES = (12, 16, 28, 28)
 
 
 def resnet(name: str, out_indices: tuple[int, ...], dilation: bool = False) -> dict[str, Any]:

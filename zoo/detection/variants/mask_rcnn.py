@@ -2,7 +2,7 @@
 
 Sizes and scores are in ``weights/index/mask_rcnn.yaml`` and ``weights/index/faster_rcnn.yaml``. Backbones of this
 project are as their authors have them in detection: stochastic depth as in their recipes of 12 epochs, BiFormer with
-16 x 16 regions, DaViT and Swin with a norm on each map.
+16 x 16 regions, Agent-PVT and Agent-Swin with more agents, BiFormer, DaViT and Agent-Swin with a norm on each map.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from zoo.detection.detector import Detector
-from zoo.detection.variants._parts import INPUT_SIZE, NANO_SIZE, nano_backbone
+from zoo.detection.variants._parts import AGENT_PVT_SIDES, INPUT_SIZE, NANO_SIZE, nano_backbone
 from zoo.registry import register_model, variant
 
 _NETWORK = "zoo.detection.mask_rcnn.MaskRCNN"
@@ -30,6 +30,10 @@ _SMALL = dict(
 
 def _rcnn(backbone: dict[str, Any], **network: Any) -> dict[str, Any]:
     return dict(backbone=backbone, network=dict(type=_NETWORK, **network))
+
+
+def _agent_swin(name: str) -> dict[str, Any]:
+    return dict(type=name, pool_sides=(9, 12, 14, 7), norm_outputs=True, drop_path_rate=0.1)
 
 
 def _nano_maps() -> dict[str, Any]:
@@ -87,57 +91,57 @@ def mask_rcnn_davit_base() -> dict[str, Any]:
 @register_model(task="detection", family="mask_rcnn", input_size=INPUT_SIZE, masks=True)
 @variant(Detector)
 def mask_rcnn_biformer_small() -> dict[str, Any]:
-    """BiFormer-S, 16 x 16 regions."""
-    return _rcnn(dict(type="biformer_small", n_win=16, drop_path_rate=0.2))
+    """BiFormer-S, 16 x 16 regions and normalised maps."""
+    return _rcnn(dict(type="biformer_small", n_win=16, extra_norms=True, drop_path_rate=0.2))
 
 
 @register_model(task="detection", family="mask_rcnn", input_size=INPUT_SIZE, masks=True)
 @variant(Detector)
 def mask_rcnn_biformer_base() -> dict[str, Any]:
-    """BiFormer-B, 16 x 16 regions."""
-    return _rcnn(dict(type="biformer_base", n_win=16, drop_path_rate=0.3))
+    """BiFormer-B, 16 x 16 regions and normalised maps."""
+    return _rcnn(dict(type="biformer_base", n_win=16, extra_norms=True, drop_path_rate=0.3))
 
 
 @register_model(task="detection", family="mask_rcnn", input_size=INPUT_SIZE, masks=True)
 @variant(Detector)
 def mask_rcnn_agent_pvt_tiny() -> dict[str, Any]:
     """Agent-PVT-T."""
-    return _rcnn(dict(type="agent_pvt_tiny", drop_path_rate=0.1))
+    return _rcnn(dict(type="agent_pvt_tiny", pool_sides=AGENT_PVT_SIDES, drop_path_rate=0.1))
 
 
 @register_model(task="detection", family="mask_rcnn", input_size=INPUT_SIZE, masks=True)
 @variant(Detector)
 def mask_rcnn_agent_pvt_small() -> dict[str, Any]:
     """Agent-PVT-S."""
-    return _rcnn(dict(type="agent_pvt_small", drop_path_rate=0.2))
+    return _rcnn(dict(type="agent_pvt_small", pool_sides=AGENT_PVT_SIDES, drop_path_rate=0.2))
 
 
 @register_model(task="detection", family="mask_rcnn", input_size=INPUT_SIZE, masks=True)
 @variant(Detector)
 def mask_rcnn_agent_pvt_medium() -> dict[str, Any]:
     """Agent-PVT-M."""
-    return _rcnn(dict(type="agent_pvt_medium", drop_path_rate=0.1))
+    return _rcnn(dict(type="agent_pvt_medium", pool_sides=AGENT_PVT_SIDES, drop_path_rate=0.1))
 
 
 @register_model(task="detection", family="mask_rcnn", input_size=INPUT_SIZE, masks=True)
 @variant(Detector)
 def mask_rcnn_agent_pvt_large() -> dict[str, Any]:
     """Agent-PVT-L."""
-    return _rcnn(dict(type="agent_pvt_large", drop_path_rate=0.2))
+    return _rcnn(dict(type="agent_pvt_large", pool_sides=AGENT_PVT_SIDES, drop_path_rate=0.2))
 
 
 @register_model(task="detection", family="mask_rcnn", input_size=INPUT_SIZE, masks=True)
 @variant(Detector)
 def mask_rcnn_agent_swin_tiny() -> dict[str, Any]:
     """Agent-Swin-T."""
-    return _rcnn(dict(type="agent_swin_tiny", drop_path_rate=0.1))
+    return _rcnn(_agent_swin("agent_swin_tiny"))
 
 
 @register_model(task="detection", family="mask_rcnn", input_size=INPUT_SIZE, masks=True)
 @variant(Detector)
 def mask_rcnn_agent_swin_small() -> dict[str, Any]:
     """Agent-Swin-S."""
-    return _rcnn(dict(type="agent_swin_small", drop_path_rate=0.1))
+    return _rcnn(_agent_swin("agent_swin_small"))
 
 
 @register_model(task="detection", family="mask_rcnn", input_size=NANO_SIZE, masks=True)

@@ -1,7 +1,7 @@
 """Named models: RetinaNet (arXiv:1708.02002); sizes and scores in ``weights/index/retinanet.yaml``.
 
 Backbones of this project are as their authors have them in detection: stochastic depth as in their recipes of 12
-epochs, BiFormer with 16 x 16 regions, DaViT with a norm on each map.
+epochs, BiFormer with 16 x 16 regions, BiFormer and DaViT with a norm on each map, Agent-PVT with more agents.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from zoo.detection.detector import Detector
-from zoo.detection.variants._parts import INPUT_SIZE, NANO_SIZE, nano_backbone, resnet
+from zoo.detection.variants._parts import AGENT_PVT_SIDES, INPUT_SIZE, NANO_SIZE, nano_backbone, resnet
 from zoo.registry import register_model, variant
 
 _NETWORK = "zoo.detection.retinanet.RetinaNet"
@@ -55,43 +55,43 @@ def retinanet_davit_base() -> dict[str, Any]:
 @register_model(task="detection", family="retinanet", input_size=INPUT_SIZE)
 @variant(Detector)
 def retinanet_biformer_small() -> dict[str, Any]:
-    """BiFormer-S, 16 x 16 regions."""
-    return _of("biformer_small", 0.2, n_win=16)
+    """BiFormer-S, 16 x 16 regions and normalised maps."""
+    return _of("biformer_small", 0.2, n_win=16, extra_norms=True)
 
 
 @register_model(task="detection", family="retinanet", input_size=INPUT_SIZE)
 @variant(Detector)
 def retinanet_biformer_base() -> dict[str, Any]:
-    """BiFormer-B, 16 x 16 regions."""
-    return _of("biformer_base", 0.3, n_win=16)
+    """BiFormer-B, 16 x 16 regions and normalised maps."""
+    return _of("biformer_base", 0.3, n_win=16, extra_norms=True)
 
 
 @register_model(task="detection", family="retinanet", input_size=INPUT_SIZE)
 @variant(Detector)
 def retinanet_agent_pvt_tiny() -> dict[str, Any]:
     """Agent-PVT-T."""
-    return _of("agent_pvt_tiny", 0.1)
+    return _of("agent_pvt_tiny", 0.1, pool_sides=AGENT_PVT_SIDES)
 
 
 @register_model(task="detection", family="retinanet", input_size=INPUT_SIZE)
 @variant(Detector)
 def retinanet_agent_pvt_small() -> dict[str, Any]:
     """Agent-PVT-S."""
-    return _of("agent_pvt_small", 0.1)
+    return _of("agent_pvt_small", 0.1, pool_sides=AGENT_PVT_SIDES)
 
 
 @register_model(task="detection", family="retinanet", input_size=INPUT_SIZE)
 @variant(Detector)
 def retinanet_agent_pvt_medium() -> dict[str, Any]:
     """Agent-PVT-M."""
-    return _of("agent_pvt_medium", 0.2)
+    return _of("agent_pvt_medium", 0.2, pool_sides=AGENT_PVT_SIDES)
 
 
 @register_model(task="detection", family="retinanet", input_size=INPUT_SIZE)
 @variant(Detector)
 def retinanet_agent_pvt_large() -> dict[str, Any]:
     """Agent-PVT-L."""
-    return _of("agent_pvt_large", 0.3)
+    return _of("agent_pvt_large", 0.3, pool_sides=AGENT_PVT_SIDES)
 
 
 @register_model(task="detection", family="retinanet", input_size=NANO_SIZE)

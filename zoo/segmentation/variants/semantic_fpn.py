@@ -14,6 +14,11 @@ def semantic_fpn(backbone: dict[str, Any], drop_path_rate: float = 0.0) -> dict[
     return dict(backbone=dict(backbone, drop_path_rate=drop_path_rate), head="semantic_fpn")
 
 
+def agent_pvt(name: str) -> dict[str, Any]:
+    """An Agent-PVT with as many agents as its authors have for large images."""
+    return dict(type=name, pool_sides=(12, 16, 28, 28))
+
+
 @register_model(task="segmentation", family="semantic_fpn", input_size=NANO_SIZE)
 @variant(Segmenter)
 def semantic_fpn_davit_nano() -> dict[str, Any]:
@@ -43,25 +48,25 @@ def semantic_fpn_biformer_base() -> dict[str, Any]:
 @variant(Segmenter)
 def semantic_fpn_agent_pvt_tiny() -> dict[str, Any]:
     """Agent-PVT-T (arXiv:2312.08874)."""
-    return semantic_fpn(dict(type="agent_pvt_tiny"), drop_path_rate=0.1)
+    return semantic_fpn(agent_pvt("agent_pvt_tiny"), drop_path_rate=0.1)
 
 
 @register_model(task="segmentation", family="semantic_fpn", input_size=ADE_SIZE)
 @variant(Segmenter)
 def semantic_fpn_agent_pvt_small() -> dict[str, Any]:
     """Agent-PVT-S (arXiv:2312.08874)."""
-    return semantic_fpn(dict(type="agent_pvt_small"), drop_path_rate=0.1)
+    return semantic_fpn(agent_pvt("agent_pvt_small"), drop_path_rate=0.1)
 
 
 @register_model(task="segmentation", family="semantic_fpn", input_size=ADE_SIZE)
 @variant(Segmenter)
 def semantic_fpn_agent_pvt_medium() -> dict[str, Any]:
     """Agent-PVT-M (arXiv:2312.08874)."""
-    return semantic_fpn(dict(type="agent_pvt_medium"), drop_path_rate=0.1)
+    return semantic_fpn(agent_pvt("agent_pvt_medium"), drop_path_rate=0.2)
 
 
 @register_model(task="segmentation", family="semantic_fpn", input_size=ADE_SIZE)
 @variant(Segmenter)
 def semantic_fpn_agent_pvt_large() -> dict[str, Any]:
     """Agent-PVT-L (arXiv:2312.08874)."""
-    return semantic_fpn(dict(type="agent_pvt_large"), drop_path_rate=0.1)
+    return semantic_fpn(agent_pvt("agent_pvt_large"), drop_path_rate=0.1)

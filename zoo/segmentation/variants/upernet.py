@@ -49,6 +49,11 @@ def convnext(width: int, depth: int) -> dict[str, Any]:
     return dict(type="zoo.backbones.convnext.ConvNeXt", embed_dims=widths, depths=(3, 3, depth, 3), drop_remainder=True)
 
 
+def agent_swin(name: str) -> dict[str, Any]:
+    """An Agent-Swin as its authors have it for large images: more agents, normalised maps."""
+    return dict(type=name, pool_sides=(9, 12, 14, 7), norm_outputs=True)
+
+
 @register_model(task="segmentation", family="upernet", input_size=NANO_SIZE)
 @variant(Segmenter)
 def upernet_davit_nano() -> dict[str, Any]:
@@ -109,21 +114,21 @@ def upernet_biformer_base() -> dict[str, Any]:
 @variant(Segmenter)
 def upernet_agent_swin_tiny() -> dict[str, Any]:
     """Agent-Swin-T (arXiv:2312.08874)."""
-    return upernet(dict(type="agent_swin_tiny"), drop_path_rate=0.3)
+    return upernet(agent_swin("agent_swin_tiny"), drop_path_rate=0.3)
 
 
 @register_model(task="segmentation", family="upernet", input_size=ADE_SIZE)
 @variant(Segmenter)
 def upernet_agent_swin_small() -> dict[str, Any]:
     """Agent-Swin-S (arXiv:2312.08874)."""
-    return upernet(dict(type="agent_swin_small"), drop_path_rate=0.3)
+    return upernet(agent_swin("agent_swin_small"), drop_path_rate=0.3)
 
 
 @register_model(task="segmentation", family="upernet", input_size=ADE_SIZE)
 @variant(Segmenter)
 def upernet_agent_swin_base() -> dict[str, Any]:
     """Agent-Swin-B (arXiv:2312.08874)."""
-    return upernet(dict(type="agent_swin_base"), drop_path_rate=0.5)
+    return upernet(agent_swin("agent_swin_base"), drop_path_rate=0.5)
 
 
 @register_model(task="segmentation", family="upernet", input_size=ADE_SIZE)
