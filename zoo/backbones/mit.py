@@ -130,6 +130,20 @@ class MixTransformer(HybridPyramid):
 _LARGE = dict(embed_dims=(64, 128, 320, 512))
 
 
+@register_model(task="classification", family="mit", input_size=32)
+@variant(MixTransformer)
+def mit_nano() -> dict[str, Any]:
+    """For small images: 0.2 million parameters."""
+    return dict(
+        embed_dims=(16, 32, 48, 64),
+        depths=(1, 1, 1, 1),
+        num_heads=(1, 2, 3, 4),
+        sr_ratios=(4, 2, 1, 1),
+        patch_sizes=(3, 3, 3, 3),
+        patch_strides=(2, 2, 2, 2),
+    )
+
+
 @register_model(task="classification", family="mit", input_size=224)
 @variant(MixTransformer)
 def mit_b0() -> dict[str, Any]:
