@@ -170,7 +170,11 @@ class WarmupCosineLR(_ParamScheduler):
         if iteration < self.warmup:
             return self.warmup_start + (1 - self.warmup_start) * iteration / self.warmup
         progress = min(1.0, (iteration - self.warmup) / max(1, self.total_iters - self.warmup))
-        return self.min_ratio + (1 - self.min_ratio) * (1 + math.cos(math.pi * progress)) / 2
+        return self.min_ratio + (1 - self.min_ratio) * self.fall(progress)
+
+    def fall(self, progress: float) -> float:
+        """From 1 to 0 as what follows the warm-up goes from 0 to 1."""
+        return (1 + math.cos(math.pi * progress)) / 2
 
     def step(self) -> None:
         """Go to the next iteration and set every group's learning rate."""
@@ -220,12 +224,9 @@ class WarmupPolyLR(WarmupCosineLR):
         self.power = power
         super().__init__(optimizer, total_iters, epoch_length, warmup_epochs, warmup_iters, warmup_start, min_ratio)
 
-    def factor(self, iteration: int) -> float:
-        """What the learning rates are multiplied with at an iteration."""
-        if iteration < self.warmup:
-            return super().factor(iteration)
-        progress = min(1.0, (iteration - self.warmup) / max(1, self.total_iters - self.warmup))
-        return self.min_ratio + (1 - self.min_ratio) * (1 - progress) ** self.power
+    def fall(self, progress: float) -> float:
+        """From 1 to 0 as what follows the warm-up goes from 0 to 1."""
+        return (1 - progress) ** self.power
 
 
 def whole_norm(clip: Any) -> Any:

@@ -45,6 +45,11 @@ from zoo.weights.load import LoadReport
 #: Between looks at whether another process was told to stop, in iterations.
 STOP_CHECK = 10
 
+#: Schedules whose length the runner knows, by class and by the names that a config may give them.
+_SCHEDULES: dict[Any, Any] = {
+    name: c for c in (WarmupCosineLR, WarmupPolyLR) for name in (c, c.__name__, f"{c.__module__}.{c.__name__}")
+}
+
 _runs = itertools.count()
 
 
@@ -187,10 +192,7 @@ class Runner(mmengine.runner.Runner):
         built: list[Any] = []
         for item in scheduler if isinstance(scheduler, list | tuple) else [scheduler]:
             kind = item.get("type") if isinstance(item, dict) else None
-            names = {
-                n: c for c in (WarmupCosineLR, WarmupPolyLR) for n in (c, c.__name__, f"{c.__module__}.{c.__name__}")
-            }
-            own = names.get(kind)
+            own = _SCHEDULES.get(kind)
             if own is not None:
                 arguments = {k: v for k, v in item.items() if k != "type"}
                 arguments.setdefault("total_iters", self.max_iters)

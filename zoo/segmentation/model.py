@@ -24,6 +24,7 @@ from zoo.detection.model import DetPreprocessor, as_float, build_postprocess, we
 from zoo.registry import MODELS, build
 from zoo.segmentation.data_sample import SegDataSample, sample_name
 from zoo.segmentation.geometry import ImageSize, semantic_postprocess
+from zoo.segmentation.sliding import checked_windows, sliding_window
 from zoo.segmentation.targets import MASK_SOURCES, mask_targets, semantic_targets
 
 KINDS = ("semantic", "masks")
@@ -65,10 +66,7 @@ def inference_settings(
         return {"mode": mode}
     if crop is None:
         raise ValueError("test_cfg: mode='slide' needs crop, the size of a window")
-    size = _pair("crop", crop)
-    step = _pair("stride", stride) if stride is not None else tuple(max(1, 2 * c // 3) for c in size)
-    if any(s > c for s, c in zip(step, size)):
-        raise ValueError(f"test_cfg.stride={step} is larger than crop={size}: pixels would be left out")
+    size, step = checked_windows(crop, stride, where="test_cfg.")
     return {"mode": mode, "crop": size, "stride": step}
 
 
@@ -217,8 +215,6 @@ class SegmentationModel(BaseModel):
 
     def _slide(self, image: Tensor, size: ImageSize) -> Tensor:
         """Labels ``[H, W]`` of an image ``[3, h, w]`` by overlapping windows."""
-        from zoo.segmentation.sliding import sliding_window
-
         labels = sliding_window(
             self.semantic_logits,
             image[None, :, : size.image[0], : size.image[1]],
@@ -228,10 +224,3 @@ class SegmentationModel(BaseModel):
             size=size.original,
         )
         return labels[0]
-
-
-def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
-    sizes = (value, value) if isinstance(value, int) else tuple(value)
-    if len(sizes) != 2 or min(sizes) < 1:
-        raise ValueError(f"test_cfg.{name}={value!r}: accepted are one or two whole numbers from 1")
-    return int(sizes[0]), int(sizes[1])

@@ -241,17 +241,22 @@ def _checked(
 
 
 def checked_windows(
-    crop: int | Sequence[int], stride: int | Sequence[int] | None = None
+    crop: int | Sequence[int], stride: int | Sequence[int] | None = None, where: str = ""
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Height and width of windows and of the step between them; two thirds of the window without a stride.
+
+    ``where`` stands before the names of the arguments in messages.
 
     Raises:
         ValueError: sizes below 1, or a step that would leave pixels out.
     """
-    wanted = _pair("crop", crop)
-    step = (max(1, 2 * wanted[0] // 3), max(1, 2 * wanted[1] // 3)) if stride is None else _pair("stride", stride)
+    wanted = _pair(f"{where}crop", crop)
+    if stride is None:
+        step = (max(1, 2 * wanted[0] // 3), max(1, 2 * wanted[1] // 3))
+    else:
+        step = _pair(f"{where}stride", stride)
     if any(s > c for s, c in zip(step, wanted)):
-        raise ValueError(f"stride={step} is larger than crop={wanted}: pixels would be left out")
+        raise ValueError(f"{where}stride={step} is larger than crop={wanted}: pixels would be left out")
     return wanted, step
 
 

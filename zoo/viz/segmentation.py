@@ -44,9 +44,7 @@ def draw_label_map(
     Raises:
         ValueError: labels of another size than the image, fewer colours than names, an opacity outside of 0 to 1.
     """
-    _check(image, labels, opacity)
-    if len(palette) < len(names):
-        raise ValueError(f"{len(palette)} colours for {len(names)} classes")
+    _check(image, labels, opacity, names, palette)
     shares = class_shares(labels, len(names))
     image, shown = _sized(image, max_side), _sized(labels, max_side, nearest=True)
     known = (shown >= 0) & (shown < len(names))
@@ -78,9 +76,7 @@ def draw_segments(
 
     The other arguments, the result and the errors are those of :func:`draw_label_map`.
     """
-    _check(image, ids, opacity)
-    if len(palette) < len(names):
-        raise ValueError(f"{len(palette)} colours for {len(names)} classes")
+    _check(image, ids, opacity, names, palette)
     image, shown = _sized(image, max_side), _sized(ids, max_side, nearest=True)
     highest = max([int(ids.max(initial=0)), *(int(s["id"]) for s in segments)])
     colours = np.zeros((highest + 1, 3), np.uint8)
@@ -209,13 +205,17 @@ def _cut(texts: list[tuple[str, Any]], limit: int) -> list[tuple[str, Any]]:
     return [*texts[:kept], (f"and {len(texts) - kept} more", None)]
 
 
-def _check(image: np.ndarray, labels: np.ndarray, opacity: float) -> None:
+def _check(
+    image: np.ndarray, labels: np.ndarray, opacity: float, names: Sequence[str], palette: Sequence[Sequence[int]]
+) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image has shape {image.shape} and dtype {image.dtype}; accepted is uint8 [H, W, 3]")
     if labels.shape != image.shape[:2]:
         raise ValueError(f"labels have shape {labels.shape}, the image {image.shape[:2]}")
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity={opacity}: accepted are numbers from 0 to 1")
+    if len(palette) < len(names):
+        raise ValueError(f"{len(palette)} colours for {len(names)} classes")
 
 
 def _sized(array: np.ndarray, max_side: int, nearest: bool = False) -> np.ndarray:
