@@ -7,6 +7,11 @@ import os
 
 HELP = "train from a config, or on a folder of images of one's own"
 
+#: Problems that end the training on one's own data; others are told.
+_FATAL = ("no_images", "one_class", "annotations", "no classes", "duplicate images ids", "duplicate category ids")
+#: The same of masks: training would end with the first of these, or learn something wrong.
+_FATAL_OF_MASKS = ("classes", "values", "size_mismatch", "missing_mask", "rgb_mask", "mask", "unknown_segment")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", nargs="?", help="config file or name; not with --model")
@@ -78,34 +83,19 @@ def _own_data(args: argparse.Namespace):
 
         report = check_folder(args.data, data_format(args.model, args.data) if segments else None)
         print_report(report)
-        fatal: tuple[str, ...] = (
-            "no_images",
-            "one_class",
-            "annotations",
-            "no classes",
-            "duplicate images ids",
-            "duplicate category ids",
-        )
-        if segments:  # training on it would end with the first of these, or learn something wrong
-            fatal = (
-                *fatal,
-                "classes",
-                "values",
-                "size_mismatch",
-                "missing_mask",
-                "rgb_mask",
-                "mask",
-                "unknown_segment",
-            )
         if detects and report.format not in ("coco", "voc", "yolo"):
             raise ValueError(f"{args.model} is a detector, and {args.data} holds no COCO, VOC or YOLO data; see above")
         if of_volumes and report.format != "volumes":
             raise ValueError(f"{args.model} is a network for volumes, and {args.data} holds none; see above")
+        fatal = {*_FATAL, *(_FATAL_OF_MASKS if segments else ())}
         if any(p.kind in fatal or (of_volumes and p.severity == "error") for p in report.problems):
             raise ValueError(f"{args.data} cannot be trained on; see above")
     names = ("epochs", "batch_size", "size", "lr", "weights", "mixer", "workers", "work_dir")
     options = {n: getattr(args, n) for n in names}
-    make = own_detection_config if detects else own_segmentation_config if segments else own_data_config
     if of_volumes:
         make = own_volumes_config
+    elif detects:
+        make = own_detection_config
+    else:
+        make = own_segmentation_config if segments else own_data_config
     return make(args.model, args.data, **options, seed=args.seed or 0)

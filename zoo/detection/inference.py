@@ -144,7 +144,7 @@ class DetectionPredictor(Predictor[DetectionResult]):
         return np.ascontiguousarray(self.transform(image)["image"]), None
 
     def results(self, outputs: Any, samples: Sequence[Sample], **options: Any) -> list[DetectionResult]:
-        from zoo.detection.model import as_float
+        from zoo.layers.precision import as_float
 
         sizes = torch.tensor([s.size for s in samples], device=self.device)
         return [self.result(s, f, **options) for s, f in zip(samples, self.postprocess(as_float(outputs), sizes))]

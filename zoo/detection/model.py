@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zoo.detection.boxes import xyxy_to_cxcywh
 from zoo.detection.data_sample import DetDataSample
 from zoo.detection.images import pad_images
+from zoo.layers.precision import as_float
 from zoo.registry import MODELS, build, check_arguments, resolve
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -233,17 +234,6 @@ def build_postprocess(spec: Any) -> Callable[[Mapping[str, Any], Tensor], Predic
     function = resolve(spec.pop("type"), MODELS)
     check_arguments(function, spec, where="postprocess")
     return partial(function, **spec)
-
-
-def as_float(outputs: Any) -> Any:
-    """The same, with half-precision tensors as float32, however they are nested."""
-    if isinstance(outputs, Tensor):
-        return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
-    if isinstance(outputs, Mapping):
-        return {k: as_float(v) for k, v in outputs.items()}
-    if isinstance(outputs, list | tuple) and not hasattr(outputs, "_fields"):
-        return type(outputs)(as_float(v) for v in outputs)
-    return outputs
 
 
 def _default(network: nn.Module, kind: str, given: Any) -> Any:

@@ -13,7 +13,8 @@ from PIL import Image
 
 from zoo.data.coco import has_segmentation, read_coco
 from zoo.data.detection import DetectionDataset
-from zoo.engine.config import ConfigError, apply_options, load_config
+from zoo.engine.config import ConfigError
+from zoo.engine.config_data import evaluated_data
 from zoo.metrics.coco import CocoResult, coco_truth, evaluate_boxes, write_classes, write_report
 from zoo.metrics.coco_masks import check_masks, evaluate_masks, with_boxes
 from zoo.registry import accepted_arguments
@@ -86,14 +87,7 @@ def truth_of_config(
     Raises:
         ConfigError: the test data is not of boxes.
     """
-    cfg = load_config(Path(config), check=False)
-    if options:
-        apply_options(cfg, options)
-    spec = (cfg.get("test_dataloader") or {}).get("dataset")
-    if spec is None:
-        raise ConfigError(f"{config} has no test_dataloader with a dataset")
-    spec = cfg.test_dataloader.dataset.to_dict()
-    kind = DATASETS.get(spec["type"]) if isinstance(spec["type"], str) else spec["type"]
+    spec, kind = evaluated_data(config, options)
     if masks and kind is not None and "with_masks" in accepted_arguments(kind)[0]:
         spec["with_masks"] = True
     dataset = DATASETS.build(spec)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.registry import DATASETS
 
 from zoo.data.coco_panoptic import numbered, read_ids
 from zoo.data.label_maps import apply_lookup, read_mask
 from zoo.data.mask_folder import MaskFolder, files_by_stem, guess_suffix
 from zoo.data.segmentation import SegmentationDataset
-from zoo.engine.config import ConfigError, apply_options, load_config
+from zoo.engine.config import ConfigError
+from zoo.engine.config_data import evaluated_data
 from zoo.metrics.boundary import boundary_counts, boundary_scores
 from zoo.metrics.panoptic import PanopticResult, panoptic_counts, panoptic_result, write_panoptic_report
 from zoo.metrics.semantic import PixelTotals, SemanticResult, count_pairs, write_semantic_report
@@ -81,17 +81,11 @@ def data_to_test(
     Raises:
         ConfigError: it is not of masks.
     """
-    cfg = load_config(Path(config), check=False)
-    if options:
-        apply_options(cfg, options)
-    spec = (cfg.get("test_dataloader") or {}).get("dataset")
-    if spec is None:
-        raise ConfigError(f"{config} has no test_dataloader with a dataset")
-    spec = {**cfg.test_dataloader.dataset.to_dict(), "transform": None}
-    kind = DATASETS.get(spec["type"]) if isinstance(spec["type"], str) else spec["type"]
+    spec, kind = evaluated_data(config, options)
     if not (isinstance(kind, type) and issubclass(kind, SegmentationDataset)):
         raise ConfigError(f"the test data of {config} is {getattr(kind, '__name__', kind)}, which has no masks")
-    return kind(**{k: v for k, v in spec.items() if k not in ("type", "targets")})
+    own = {k: v for k, v in spec.items() if k not in ("type", "targets")}
+    return kind(**{**own, "transform": None})
 
 
 def _panoptic_content(folder: Path) -> dict[str, Any] | None:

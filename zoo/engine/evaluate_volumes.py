@@ -129,15 +129,10 @@ def volumes_of_config(
     """
     from mmengine.registry import DATASETS
 
-    from zoo.engine.config import ConfigError, apply_options, load_config
+    from zoo.engine.config import ConfigError
+    from zoo.engine.config_data import evaluated_data
 
-    cfg = load_config(os.fspath(config), check=False)
-    if options:
-        apply_options(cfg, options)
-    if (cfg.get("test_dataloader") or {}).get("dataset") is None:
-        raise ConfigError(f"{config} has no test_dataloader with a dataset")
-    spec = cfg.test_dataloader.dataset.to_dict()
-    kind = DATASETS.get(spec["type"]) if isinstance(spec.get("type"), str) else spec.get("type")
+    spec, kind = evaluated_data(config, options)
     if not (isinstance(kind, type) and issubclass(kind, VolumeDataset)):
         name = getattr(kind, "__name__", spec.get("type"))
         raise ConfigError(f"the test data of {config} is {name}, which has no volumes")

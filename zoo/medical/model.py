@@ -18,6 +18,7 @@ import torch
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor, nn
 
+from zoo.layers.precision import as_float
 from zoo.medical.data_sample import VolumeSample
 from zoo.medical.layers import to_tuple
 from zoo.medical.sliding import sliding_window
@@ -190,7 +191,7 @@ class VolumeSegmenter(BaseModel):
         target = self.targets(data_samples, inputs)
         outputs = self._run(inputs)
         with torch.autocast(inputs.device.type, enabled=False):  # sums over voxels do not survive half precision
-            return self._losses(_as_float(outputs), target, data_samples)
+            return self._losses(as_float(outputs), target, data_samples)
 
     def targets(self, samples: Sequence[VolumeSample], inputs: Tensor) -> Tensor:
         """Labels ``[B, ...]`` of the samples, checked.
@@ -262,17 +263,6 @@ class VolumeSegmenter(BaseModel):
         for volume, sample in zip(inputs, samples):
             sample.set_pred_label(self.whole(volume[None], output="labels")[0])
         return samples
-
-
-def _as_float(outputs: Any) -> Any:
-    """The same, with half-precision tensors as float32, however they are nested."""
-    if isinstance(outputs, Tensor):
-        return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
-    if isinstance(outputs, Mapping):
-        return {k: _as_float(v) for k, v in outputs.items()}
-    if isinstance(outputs, list | tuple):
-        return type(outputs)(_as_float(v) for v in outputs)
-    return outputs
 
 
 def _name(sample: VolumeSample) -> str:

@@ -151,7 +151,7 @@ class SegmentationPredictor(Predictor[SegmentationResult]):
         if self._parts is not None:
             found = [{"sem_seg": self._in_parts_of(sample, Augmentation.of(options["tta"]))} for sample in samples]
         else:
-            from zoo.detection.model import as_float
+            from zoo.layers.precision import as_float
 
             named = as_float(self.named(outputs))
             for values in named.values():
@@ -239,7 +239,7 @@ class SegmentationPredictor(Predictor[SegmentationResult]):
     def _class_scores(self, pixels: Tensor) -> Tensor:
         """Logits, or scores of mask classification, ``[n, K, h, w]`` of uint8 images ``[n, 3, H, W]``, padding
         included."""
-        from zoo.detection.model import as_float
+        from zoo.layers.precision import as_float
 
         x = (pixels.to(self.device).float() / 255 - self.mean) / self.std
         with torch.autocast(self.device.type, dtype=self.amp or torch.bfloat16, enabled=self.amp is not None):

@@ -20,7 +20,8 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from zoo.detection.model import DetPreprocessor, as_float, build_postprocess, weighted_losses
+from zoo.detection.model import DetPreprocessor, build_postprocess, weighted_losses
+from zoo.layers.precision import as_float
 from zoo.registry import MODELS, build
 from zoo.segmentation.data_sample import SegDataSample, sample_name
 from zoo.segmentation.geometry import ImageSize, semantic_postprocess
