@@ -8,8 +8,6 @@ centerness: cells near the centre of a box predict its class and its four distan
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ from torch import Tensor, nn
 
 from zoo.arena.grid import TASKS, Job, Settings, build_host
 from zoo.arena.store import Row
-from zoo.arena.train import _groups, _schedule, _statistics, _to_tensor
+from zoo.arena.train import _groups, _statistics, _to_tensor, fit
 from zoo.data.shapes import SHAPE_CLASSES, Shapes
 from zoo.files import save_atomically
 
@@ -140,31 +138,16 @@ class _Dense:
         mean, std = _statistics(train.images, device)
         images = _to_tensor(train.images, device)
         targets = cls.targets(train, device)
-        optimizer = torch.optim.AdamW(_groups(model), lr=settings.learning_rate / 2, weight_decay=0.05)
-        passes, step = PASSES * settings.epochs, 0
-        steps = passes * -(-len(images) // _BATCH)
+        rate = settings.learning_rate / 2
+        optimizer = torch.optim.AdamW(_groups(model), lr=rate, weight_decay=0.05)
+
+        def loss_of(chosen: Tensor) -> Tensor:
+            rows = chosen.to(device)
+            output = model((images[rows].float() / 255 - mean) / std)
+            return cls.loss(output, [t[rows] for t in targets])
+
         generator = torch.Generator().manual_seed(seed)
-        started = time.perf_counter()
-        model.train()
-        losses: list[float] = []
-        for _ in range(passes):
-            losses = []
-            for chosen in torch.randperm(len(images), generator=generator).split(_BATCH):
-                for group in optimizer.param_groups:
-                    group["lr"] = settings.learning_rate / 2 * _schedule(step, steps)
-                rows = chosen.to(device)
-                output = model((images[rows].float() / 255 - mean) / std)
-                loss = cls.loss(output, [t[rows] for t in targets])
-                losses.append(float(loss.detach()))
-                if not math.isfinite(losses[-1]):
-                    raise FloatingPointError(f"the loss is {losses[-1]} at step {step + 1} of {steps}")
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                step += 1
-        seconds = time.perf_counter() - started
-        model.eval()
+        losses, seconds = fit(model, optimizer, loss_of, len(images), _BATCH, PASSES * settings.epochs, rate, generator)
         with torch.no_grad():
             parts = _to_tensor(test.images, device).split(_EVAL_BATCH)
             outputs = torch.cat([model((p.float() / 255 - mean) / std) for p in parts])

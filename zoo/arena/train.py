@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,31 +89,17 @@ def train_once(settings: Settings, host: str, mixer: Any, images: Images, seed: 
     inputs, labels = _to_tensor(images.train, device), torch.from_numpy(images.train_labels).to(device)
     mean, std = _statistics(images.train, device)
     optimizer = torch.optim.AdamW(_groups(model), lr=settings.learning_rate, weight_decay=0.05)
-    batches = -(-len(inputs) // settings.batch_size)
-    steps, step = batches * settings.epochs, 0
     generator = torch.Generator().manual_seed(seed)
-    started = time.perf_counter()
-    model.train()
-    losses: list[float] = []
-    for _ in range(settings.epochs):
-        losses = []
-        for chosen in torch.randperm(len(inputs), generator=generator).split(settings.batch_size):
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * _schedule(step, steps)
-            x = (inputs[chosen.to(device)].float() / 255 - mean) / std
-            if images.augment:
-                x = _augmented(x, generator)
-            loss = F.cross_entropy(model(x), labels[chosen.to(device)], label_smoothing=0.1)
-            losses.append(float(loss.detach()))
-            if not math.isfinite(losses[-1]):
-                raise FloatingPointError(f"the loss is {losses[-1]} at step {step + 1} of {steps}")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            step += 1
-    seconds = time.perf_counter() - started
-    model.eval()
+
+    def loss_of(chosen: Tensor) -> Tensor:
+        x = (inputs[chosen.to(device)].float() / 255 - mean) / std
+        if images.augment:
+            x = _augmented(x, generator)
+        return F.cross_entropy(model(x), labels[chosen.to(device)], label_smoothing=0.1)
+
+    losses, seconds = fit(
+        model, optimizer, loss_of, len(inputs), settings.batch_size, settings.epochs, settings.learning_rate, generator
+    )
     found = {
         "top1": accuracy(model, images.test, images.test_labels, mean, std),
         "train_loss": float(np.mean(losses)),
@@ -124,6 +110,53 @@ def train_once(settings: Settings, host: str, mixer: Any, images: Images, seed: 
         for name, pixels in images.corrupted.items()
     }
     return {**found, "robust_top1": float(np.mean(list(robust.values()))), **robust}
+
+
+def fit(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_of: Callable[[Tensor], Tensor],
+    samples: int,
+    batch_size: int,
+    passes: int,
+    learning_rate: float,
+    generator: torch.Generator,
+) -> tuple[list[float], float]:
+    """Train a model, and put it into evaluation mode.
+
+    Args:
+        loss_of: indices of samples -> their loss.
+        samples: how many there are.
+        learning_rate: before the schedule.
+        generator: of the order of the samples.
+
+    Returns:
+        Losses of the last pass, and seconds.
+
+    Raises:
+        FloatingPointError: the loss is no longer finite.
+    """
+    steps, step = passes * -(-samples // batch_size), 0
+    started = time.perf_counter()
+    model.train()
+    losses: list[float] = []
+    for _ in range(passes):
+        losses = []
+        for chosen in torch.randperm(samples, generator=generator).split(batch_size):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * _schedule(step, steps)
+            loss = loss_of(chosen)
+            losses.append(float(loss.detach()))
+            if not math.isfinite(losses[-1]):
+                raise FloatingPointError(f"the loss is {losses[-1]} at step {step + 1} of {steps}")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+    seconds = time.perf_counter() - started
+    model.eval()
+    return losses, seconds
 
 
 @torch.no_grad()
