@@ -172,7 +172,7 @@ def chosen(only: str | None) -> list[str]:
     """The small detectors of each family that has one, and the peer."""
     names = [n for f in FAMILIES for n in MODELS.names("*_nano", family=f, task="detection")]
     names = [n for n in names if n != "dab_deformable_detr_nano"] + [PEER]
-    found = [n for n in names if only is None or only in n]
+    found = [n for n in names if only in (None, n)] or [n for n in names if only and only in n]
     if not found:
         raise ValueError(f"--only {only}: there are {', '.join(names)}")
     return found
@@ -213,7 +213,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0, help="of training for each detector")
     parser.add_argument("--backbone-minutes", type=float, default=4.0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", help="part of a detector's name")
+    parser.add_argument("--only", help="a detector's name, or a part of several")
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--validation", type=int, default=VALIDATION)
     parser.add_argument("--work-dir", default="work_dirs/bench_detection")

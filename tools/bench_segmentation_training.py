@@ -280,7 +280,7 @@ def chosen(only: str | None) -> list[str]:
     Raises:
         ValueError: none has.
     """
-    found = [n for n in (*SEMANTIC, *MASKS) if only is None or only in n]
+    found = [n for n in (*SEMANTIC, *MASKS) if only in (None, n)] or [n for n in (*SEMANTIC, *MASKS) if only and only in n]
     if not found:
         raise ValueError(f"--only {only}: there are {', '.join((*SEMANTIC, *MASKS))}")
     return found
@@ -333,7 +333,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=20.0, help="of training for UPerNet; the others have twice")
     parser.add_argument("--backbone-minutes", type=float, default=4.0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", help="part of a run's name")
+    parser.add_argument("--only", help="a run's name, or a part of several")
     parser.add_argument("--until", type=float, help="a run ends at the first evaluation with this score")
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--validation", type=int, default=VALIDATION)

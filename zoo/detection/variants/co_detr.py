@@ -109,7 +109,7 @@ def co_dino_nano() -> dict[str, Any]:
             num_queries=30,
             num_feature_levels=3,
             strides=(8, 16, 32),
-            dn_number=20,
+            dn_number=50,
             auxiliary=dict(roi_finest=112, **_SMALL_HEADS),
             transformer=_SMALL,
         ),

@@ -41,6 +41,6 @@ def dino_nano() -> dict[str, Any]:
     return dict(
         backbone=nano_backbone(),
         network=dict(
-            type="zoo.detection.dino.DINO", num_queries=30, num_feature_levels=3, dn_number=20, transformer=_SMALL
+            type="zoo.detection.dino.DINO", num_queries=30, num_feature_levels=3, dn_number=50, transformer=_SMALL
         ),
     )

@@ -59,7 +59,7 @@ def focus_detr_nano() -> dict[str, Any]:
             num_queries=30,
             num_feature_levels=3,
             strides=(8, 16, 32),
-            dn_number=20,
+            dn_number=50,
             transformer=dict(**_SMALL, cascade=(1.0, 0.8, 0.6)),
         ),
     )
