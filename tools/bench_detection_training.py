@@ -1,21 +1,22 @@
-"""Small detectors trained for equal times on generated shapes, from one prepared backbone; `make bench-train` runs it.
+"""Small detectors trained for equal CPU times on generated shapes, from one backbone; `make bench-train` runs it.
 
-    python tools/bench_detection_training.py [--minutes 30] [--only dino_nano] [--threads 2] [--work-dir DIR]
+    python tools/bench_detection_training.py [--minutes 60] [--only dino_nano] [--threads 2] [--work-dir DIR]
+                                             [--export weights/dino_nano_shapes.safetensors]
 
 First the backbone (timm's ResNet-10-T at half width) learns to classify shapes, once. Then each detector, and Hugging
 Face transformers' Deformable DETR with the same backbone, data, batches, augmentation and recipe, trains for that long.
-A run goes on where it was stopped. Every tenth of the time the moving average of the weights is evaluated on images
-that are not trained on (not counted as training time). Results: docs/benchmarks/detection_training.csv and curves.
+Time is the process's CPU time, of all threads. A run goes on where it was stopped. Every tenth of the time the moving
+average of the weights is evaluated on images that are not trained on (not counted as training time). Results:
+docs/benchmarks/detection_training.csv and curves. `--export` writes the averaged weights of a run in half precision, as
+a checkpoint that `zoo predict` reads.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,13 @@ from zoo.registry import MODELS, build
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from timed_run import Recipe, TimedRun, load_backbone, predictions, write_points  # noqa: E402
+from timed_run import Recipe, TimedRun, load_backbone, predictions, read_points, shuffled_batch, write_points  # noqa: E402
 from timed_run import prepared_backbone as prepare  # noqa: E402
 
 FAMILIES = ("deformable_detr", "dab_detr", "dino", "co_detr", "focus_detr", "rfdetr")
 PEER = "transformers_deformable_detr"
 IMAGES, VALIDATION, SIZE, BATCH = 2000, 300, 128, 8
-RECIPE = Recipe(lr=4e-4, backbone_lr=1e-4, weight_decay=1e-4, clip=0.5, batch=BATCH)
+RECIPE = Recipe(lr=4e-4, backbone_lr=1e-4, weight_decay=1e-4, clip=0.5)
 
 
 @dataclass
@@ -143,19 +144,24 @@ def make(name: str, backbone: Path) -> nn.Module:
 
 
 class Run(TimedRun):
-    """A detector's training by the clock, which can be stopped and gone on with.
+    """A detector's training, which can be stopped and gone on with.
 
     Args:
         name: of the detector.
-        seconds: of training.
+        seconds: of CPU time in training.
         folder: where its state is.
         train, val: the data.
         backbone: the prepared weights.
     """
 
     def __init__(self, name: str, seconds: float, folder: Path, train: Any, val: Any, backbone: Path):
-        super().__init__(name, seconds, folder / f"{name}.pth", make(name, backbone), train, RECIPE, Point)
-        self.val = val
+        super().__init__(name, seconds, folder / f"{name}.pth", Point)
+        self.train, self.val = train, val
+        if not self.finished:
+            self.begin(make(name, backbone), RECIPE)
+
+    def batch(self) -> dict[str, Any]:
+        return shuffled_batch(self.train, BATCH, self.steps)
 
     def scored(self) -> Point:
         """AP on the validation images."""
@@ -166,6 +172,30 @@ class Run(TimedRun):
         size = sum(p.numel() for p in self.model.parameters())
         ap, ap50 = round(stats["coco/AP"], 4), round(stats["coco/AP50"], 4)
         return Point(self.name, round(self.used / 60, 2), self.steps, self.steps * BATCH, ap, ap50, size)
+
+
+def export(run: Run, file: Path) -> None:
+    """Write the averaged weights of a run in half precision, with the names of the classes and the preprocessing.
+
+    Raises:
+        ValueError: there is no recipe of the detector for generated shapes, or several.
+    """
+    from zoo.engine.config import config_text, list_configs, load_config
+    from zoo.weights.checkpoint import save_safetensors
+
+    recipes = [n for n in list_configs() if n.startswith(run.name.replace("_", "-") + "_") and n.endswith("_shapes")]
+    if len(recipes) != 1:
+        raise ValueError(f"{run.name} has the recipes {recipes} for shapes; one is expected")
+    meta = {
+        "cfg": config_text(load_config(recipes[0])),
+        "dataset_meta": {k: list(run.val.metainfo[k]) for k in ("classes", "category_ids")},
+    }
+    state = {
+        k.removeprefix("detector."): v.half() if v.is_floating_point() else v
+        for k, v in run.average.items()
+        if k.startswith("detector.")
+    }
+    save_safetensors(file, state, {"format": "pt", "attnzoo_meta": json.dumps(meta)})
 
 
 def chosen(only: str | None) -> list[str]:
@@ -202,7 +232,7 @@ def write_results(points: list[Point], csv_file: Path, picture: Path) -> None:
         style = "--" if name == PEER else "-"
         colour = COLOURS[number % len(COLOURS)]
         axes.plot([p.minutes for p in own], [p.ap for p in own], style, marker="o", ms=3, color=colour, label=name)
-    axes.set(xlabel="minutes of training", ylabel="box AP on held-out shapes", ylim=(0, None))
+    axes.set(xlabel="CPU minutes of training", ylabel="box AP on held-out shapes", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     save_figure(figure, picture)
@@ -210,12 +240,13 @@ def write_results(points: list[Point], csv_file: Path, picture: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=30.0, help="of training for each detector")
+    parser.add_argument("--minutes", type=float, default=60.0, help="CPU minutes of training for each detector")
     parser.add_argument("--backbone-minutes", type=float, default=4.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", help="a detector's name, or a part of several")
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--validation", type=int, default=VALIDATION)
+    parser.add_argument("--export", type=Path, help="where the weights of the only run go")
     parser.add_argument("--work-dir", default="work_dirs/bench_detection")
     parser.add_argument("--out", default=str(ROOT / "docs" / "benchmarks" / "detection_training.csv"))
     parser.add_argument("--picture", default=str(ROOT / "docs" / "images" / "detection_training.png"))
@@ -226,31 +257,20 @@ def main() -> int:
     backbone = prepared_backbone(folder, args.backbone_minutes)
     train, val = data(folder, args.images, args.validation)
     everything: dict[str, list[Point]] = {}
-    for name in chosen(args.only):
+    names = chosen(args.only)
+    if args.export is not None and (len(names) != 1 or names[0] == PEER):
+        raise ValueError(f"--export writes the weights of one detector of ours; --only chooses {', '.join(names)}")
+    for name in names:
         run = Run(name, 60 * args.minutes, folder, train, val, backbone)
         run.run(lambda point: print(point, flush=True))
         everything[name] = run.points
-    others = _earlier(Path(args.out), everything)
-    write_results(
-        [p for points in {**others, **everything}.values() for p in points], Path(args.out), Path(args.picture)
-    )
+        if args.export is not None:
+            export(run, args.export)
+    others = [p for p in read_points(Point, Path(args.out)) if p.detector not in everything]
+    write_results([*others, *(p for ps in everything.values() for p in ps)], Path(args.out), Path(args.picture))
     for name, points in everything.items():
         print(f"{name}: AP {points[-1].ap} after {points[-1].minutes} minutes")
     return 0
-
-
-def _earlier(file: Path, new: Mapping[str, Any]) -> dict[str, list[Point]]:
-    """Runs that the table has already and this call did not make."""
-    found: dict[str, list[Point]] = {}
-    if file.is_file():
-        with file.open(newline="") as opened:
-            for row in csv.DictReader(opened):
-                values = [row[f.name] for f in fields(Point)]
-                kinds = (str, float, int, int, float, float, int)
-                point = Point(*(kind(v) for kind, v in zip(kinds, values)))
-                if point.detector not in new:
-                    found.setdefault(point.detector, []).append(point)
-    return found
 
 
 if __name__ == "__main__":

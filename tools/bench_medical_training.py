@@ -16,29 +16,29 @@ taken as it is. Results: docs/benchmarks/medical_<part>.csv and a picture of the
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
 import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.data.loading import read_image
 from zoo.engine.config import load_config
-from zoo.files import save_atomically, write_file
 from zoo.medical.data_sample import VolumeSample
 from zoo.medical.model import VolumeSegmenter
 from zoo.metrics.volume import score_labels
 from zoo.registry import MODELS, build
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from timed_run import Recipe, TimedRun, collate, read_points, shuffled_batch, write_points  # noqa: E402
+
 #: model -> its recipe
 RECIPES = {
     "wau_unet_nano": "wau-unet-nano_seg_40e_phantom",
@@ -48,8 +48,6 @@ RECIPES = {
 }
 UPSAMPLES = ("wau", "linear", "transposed")
 PARTS = ("models", "upsampling", "nuclei")
-EVALUATIONS = 10
-DECAY, WARMUP = 0.98, 30
 #: Of the nuclei: side of a training patch, and patches of a step.
 PATCH, PATCHES = 128, 6
 
@@ -80,7 +78,7 @@ class Task:
         batch: step -> a batch as the model's preprocessor takes it.
         evaluate: a segmenter in evaluation mode -> Dice of each class.
         size: samples in a batch.
-        lr, weight_decay: of AdamW.
+        optimizer: ``lr`` and ``weight_decay`` of AdamW.
     """
 
     def __init__(
@@ -89,11 +87,11 @@ class Task:
         batch: Callable[[int], dict[str, Any]],
         evaluate: Callable[[VolumeSegmenter], Scores],
         size: int,
-        lr: float,
-        weight_decay: float,
+        optimizer: Mapping[str, Any],
     ):
-        self.model, self.batch, self.evaluate = model, batch, evaluate
-        self.size, self.lr, self.weight_decay = size, lr, weight_decay
+        self.model, self.batch, self.evaluate, self.size = model, batch, evaluate, size
+        lr, decay = optimizer["lr"], optimizer.get("weight_decay", 0.0)
+        self.recipe = Recipe(lr, lr, decay, clip=5.0, decay=0.98, warmup=30)
 
 
 def phantom_task(recipe: str, fold: int, seed: int, upsample: str | None = None, **data: Any) -> Task:
@@ -115,22 +113,17 @@ def phantom_task(recipe: str, fold: int, seed: int, upsample: str | None = None,
     train = build({**config["train_dataloader"]["dataset"], "fold": fold, "seed": seed, **data}, MODELS)
     val = build({**config["val_dataloader"]["dataset"], "fold": fold, **data}, MODELS)
     size = min(config["train_dataloader"]["batch_size"], len(train))
-    optimizer = config["optim_wrapper"]["optimizer"]
 
     def batch(step: int) -> dict[str, Any]:
-        epoch, number = divmod(step, len(train) // size)
-        if train.epoch != epoch:
-            train.set_epoch(epoch)
-        order = np.random.default_rng((seed, epoch)).permutation(len(train))[number * size : (number + 1) * size]
-        return _collate(train[int(i)] for i in order)
+        return shuffled_batch(train, size, step, seed)
 
     def evaluate(segmenter: VolumeSegmenter) -> Scores:
         found = (
-            segmenter(**segmenter.data_preprocessor(_collate([val[i]])), mode="predict")[0] for i in range(len(val))
+            segmenter(**segmenter.data_preprocessor(collate([val[i]])), mode="predict")[0] for i in range(len(val))
         )
         return mean_dice(found, val.classes)
 
-    return Task(model, batch, evaluate, size, optimizer["lr"], optimizer.get("weight_decay", 0.0))
+    return Task(model, batch, evaluate, size, config["optim_wrapper"]["optimizer"])
 
 
 def nuclei_task(recipe: str, folder: Path, quadrant: int, seed: int) -> Task:
@@ -167,15 +160,14 @@ def nuclei_task(recipe: str, folder: Path, quadrant: int, seed: int) -> Task:
             a, b = (torch.rot90(t.flip(0) if mirrored else t, turns) for t in (a, b))
             a = a * float(rng.uniform(0.8, 1.2)) + float(rng.uniform(-0.2, 0.2))
             found.append(dict(inputs=a[None], data_samples=_labelled("patch", b, (1.0, 1.0))))
-        return _collate(found)
+        return collate(found)
 
     def evaluate(segmenter: VolumeSegmenter) -> Scores:
         sample = dict(inputs=image[held][None], data_samples=_labelled("quadrant", label[held], (1.0, 1.0)))
-        found = segmenter(**segmenter.data_preprocessor(_collate([sample])), mode="predict")
+        found = segmenter(**segmenter.data_preprocessor(collate([sample])), mode="predict")
         return mean_dice(found, ("background", "nuclei"))
 
-    optimizer = config["optim_wrapper"]["optimizer"]
-    return Task(model, batch, evaluate, PATCHES, optimizer["lr"], optimizer.get("weight_decay", 0.0))
+    return Task(model, batch, evaluate, PATCHES, config["optim_wrapper"]["optimizer"])
 
 
 def read_nuclei(folder: Path) -> tuple[Tensor, Tensor]:
@@ -213,91 +205,37 @@ def _labelled(case: str, label: Tensor, spacing: tuple[float, ...]) -> VolumeSam
     return VolumeSample(metainfo={"case": case, "spacing": spacing}).set_gt_label(label)
 
 
-def _collate(samples: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    samples = list(samples)
-    return {k: [s[k] for s in samples] for k in ("inputs", "data_samples")}
-
-
-class Run:
-    """A training by the clock of the process, which can be stopped and gone on with.
+class Run(TimedRun):
+    """A training for a given CPU time, which can be stopped and gone on with.
 
     Args:
         name: of the model, for the table.
-        fold, seed: of it.
+        fold, number: of it; the number is the seed.
         seconds: of CPU time.
         file: where its state is.
         make: the task, built when it is needed.
     """
 
-    def __init__(self, name: str, fold: int, seed: int, seconds: float, file: Path, make: Callable[[], Task]):
-        self.name, self.fold, self.seed, self.seconds, self.file = name, fold, seed, seconds, file
-        self.used, self.steps, self.points = 0.0, 0, []
-        saved = torch.load(file, weights_only=True) if file.is_file() else None
-        if saved is not None:
-            if saved["seconds"] != seconds:
-                raise ValueError(f"{file} is of a run of {saved['seconds']} s, not {seconds} s; use another folder")
-            self.used, self.steps = saved["used"], saved["steps"]
-            self.points = [Point(**p) for p in saved["points"]]
-        self.finished = self.used >= seconds and len(self.points) > 0
-        if self.finished:
-            return
-        self.task = make()
-        self.model = self.task.model
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=self.task.lr, weight_decay=self.task.weight_decay
-        )
-        if saved is not None:
-            self.model.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-        self.average = saved["average"] if saved else {k: v.clone() for k, v in self.model.state_dict().items()}
+    def __init__(self, name: str, fold: int, number: int, seconds: float, file: Path, make: Callable[[], Task]):
+        super().__init__(name, seconds, file, Point)
+        self.fold, self.number = fold, number
+        if not self.finished:
+            self.task = make()
+            self.begin(self.task.model, self.task.recipe)
 
-    def save(self) -> None:
-        """Write everything that going on needs."""
-        content = {
-            "seconds": self.seconds,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average,
-            "used": self.used,
-            "steps": self.steps,
-            "points": [asdict(p) for p in self.points],
-        }
-        save_atomically(self.file, lambda f: torch.save(content, f))
+    def batch(self) -> dict[str, Any]:
+        return self.task.batch(self.steps)
 
-    def step(self) -> None:
-        """One step of the optimizer; its rate follows from the share of the time that is used."""
-        torch.manual_seed((self.seed + 1) * 1_000_003 + self.steps)
-        self.model.train()
-        data = self.model.data_preprocessor(self.task.batch(self.steps), True)
-        loss = torch.stack(list(self.model(**data, mode="loss").values())).sum()
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
-        cosine = (1 + math.cos(math.pi * min(1.0, self.used / self.seconds))) / 2
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.task.lr * min(1.0, (self.steps + 1) / WARMUP) * (0.02 + 0.98 * cosine)
-        self.optimizer.step()
-        decay = min(DECAY, (1 + self.steps) / (10 + self.steps))
-        with torch.no_grad():
-            for key, value in self.model.state_dict().items():
-                if value.is_floating_point():
-                    self.average[key].lerp_(value, 1 - decay)
-                else:
-                    self.average[key].copy_(value)
-        self.steps += 1
+    def seed(self) -> int:
+        return (self.number + 1) * 1_000_003 + self.steps
 
-    @torch.no_grad()
-    def evaluate(self) -> Point:
-        """Dice of the averaged weights."""
-        own = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.model.load_state_dict(self.average)
-        self.model.eval()
+    def scored(self) -> Point:
+        """Dice on what is not trained on."""
         found = self.task.evaluate(self.model)
-        self.model.load_state_dict(own)
         return Point(
             self.name,
             self.fold,
-            self.seed,
+            self.number,
             round(self.used / 60, 2),
             self.steps,
             self.steps * self.task.size,
@@ -305,19 +243,6 @@ class Run:
             " ".join(f"{k}={v:.4f}" for k, v in found.items()),
             sum(p.numel() for p in self.model.parameters()),
         )
-
-    def run(self, note: Callable[[Point], None] = lambda point: None) -> list[Point]:
-        """Train to the end of the time; evaluates and saves at every tenth of it."""
-        while not self.finished:
-            started = time.process_time()
-            self.step()
-            self.used += time.process_time() - started
-            self.finished = self.used >= self.seconds
-            if self.finished or self.used >= self.seconds * (len(self.points) + 1) / EVALUATIONS:
-                self.points.append(self.evaluate())
-                note(self.points[-1])
-                self.save()
-        return self.points
 
 
 def runs(args: argparse.Namespace) -> list[tuple[str, int, int, Callable[[], Task]]]:
@@ -370,11 +295,7 @@ def write_results(points: Sequence[Point], table: Path, picture: Path) -> None:
     """The table and the curves of all runs."""
     from zoo.viz.figures import COLOURS, new_figure, save_figure
 
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [f.name for f in fields(Point)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(p) for p in points)
-    write_file(table, text.getvalue())
+    write_points(points, Point, table)
     figure = new_figure(7.5, 4.8)
     axes = figure.add_subplot()
     for number, name in enumerate(dict.fromkeys(p.model for p in points)):
@@ -398,12 +319,7 @@ def write_results(points: Sequence[Point], table: Path, picture: Path) -> None:
 
 def earlier(table: Path, done: set[tuple[str, int, int]]) -> list[Point]:
     """Runs that the table has already and this call did not make."""
-    if not table.is_file():
-        return []
-    kinds = (str, int, int, float, int, int, float, str, int)
-    with table.open(newline="") as opened:
-        points = [Point(*(k(row[f.name]) for k, f in zip(kinds, fields(Point)))) for row in csv.DictReader(opened)]
-    return [p for p in points if (p.model, p.fold, p.seed) not in done]
+    return [p for p in read_points(Point, table) if (p.model, p.fold, p.seed) not in done]
 
 
 def main() -> int:

@@ -1,4 +1,7 @@
-"""Training by the clock, which can be stopped and gone on with; the training benchmarks are made of it."""
+"""Training for a given CPU time, which can be stopped and gone on with; the training benchmarks are made of it.
+
+Time is the CPU time of the process, of all its threads: what else the machine does then changes little.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,16 +24,19 @@ from zoo.files import save_atomically, write_file
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run's steps are like: AdamW with a rate of its own for the backbone, warm-up and half a cosine."""
+    """What a run's steps are like: AdamW with a rate of its own for the backbone, warm-up and half a cosine.
+
+    ``amp`` has the network compute in bfloat16.
+    """
 
     lr: float
     backbone_lr: float
     weight_decay: float
     clip: float
-    batch: int = 8
     decay: float = 0.999
     warmup: int = 200
     floor: float = 0.02
+    amp: bool = False
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """AdamW over what is trained; parameters with "backbone" in their name have the backbone's rate."""
@@ -47,38 +53,55 @@ class Recipe:
 
 
 class TimedRun:
-    """A model's training by the clock; a subclass evaluates.
+    """A model's training for a given time; a subclass builds the model, unless the run is finished, and evaluates it.
 
     Args:
         name: of the model.
-        seconds: of training.
+        seconds: of CPU time in training.
         file: where its state is kept.
-        model: called as ``model(**data_preprocessor(batch), mode="loss")``.
-        train: the data.
-        recipe: how it is trained.
         point: the class of an evaluation, a dataclass.
 
     Raises:
         ValueError: ``file`` is of a run of another length.
     """
 
-    def __init__(
-        self, name: str, seconds: float, file: Path, model: nn.Module, train: Any, recipe: Recipe, point: type
-    ):
-        self.name, self.seconds, self.file, self.train, self.recipe = name, seconds, file, train, recipe
-        self.model: Any = model
-        self.optimizer = recipe.optimizer(model)
-        self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    #: evaluations, evenly over the time
+    evaluations = 10
+
+    def __init__(self, name: str, seconds: float, file: Path, point: type):
+        self.name, self.seconds, self.file = name, seconds, file
         self.used, self.steps = 0.0, 0
         self.points: list[Any] = []
-        if file.is_file():
-            saved = torch.load(file, weights_only=True)
-            if saved["seconds"] != seconds:
-                raise ValueError(f"{file} is of a run of {saved['seconds']} s, not {seconds} s; use another folder")
-            self.model.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.average, self.used, self.steps = saved["average"], saved["used"], saved["steps"]
-            self.points = [point(**p) for p in saved["points"]]
+        self.average: dict[str, torch.Tensor] = {}
+        self.saved = torch.load(file, weights_only=True) if file.is_file() else None
+        if self.saved is not None:
+            if self.saved["seconds"] != seconds:
+                raise ValueError(
+                    f"{file} is of a run of {self.saved['seconds']} s, not {seconds} s; use another folder"
+                )
+            self.average, self.used, self.steps = self.saved["average"], self.saved["used"], self.saved["steps"]
+            self.points = [point(**p) for p in self.saved["points"]]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the time is used up and the last evaluation made."""
+        return self.used >= self.seconds and len(self.points) > 0
+
+    def begin(self, model: nn.Module, recipe: Recipe) -> None:
+        """Take a model, or go on with it where the run was stopped.
+
+        Args:
+            model: called as ``model(**data_preprocessor(batch), mode="loss")``.
+            recipe: how it is trained.
+        """
+        self.model: Any = model
+        self.recipe = recipe
+        self.optimizer = recipe.optimizer(model)
+        if self.saved is None:
+            self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        else:
+            self.model.load_state_dict(self.saved["model"])
+            self.optimizer.load_state_dict(self.saved["optimizer"])
 
     def save(self) -> None:
         """Write everything that going on needs."""
@@ -95,12 +118,11 @@ class TimedRun:
 
     def batch(self) -> dict[str, Any]:
         """The batch of the next step: it follows from the step alone."""
-        size = self.recipe.batch
-        epoch, number = divmod(self.steps, len(self.train) // size)
-        self.train.set_epoch(epoch)
-        order = np.random.default_rng(epoch).permutation(len(self.train))[number * size : (number + 1) * size]
-        samples = [self.train[int(i)] for i in order]
-        return {k: [s[k] for s in samples] for k in ("inputs", "data_samples")}
+        raise NotImplementedError
+
+    def seed(self) -> int:
+        """Of what is drawn at random in the next step."""
+        return self.steps
 
     def step(self) -> None:
         """One step of the optimizer; its rate follows from the share of the time that is used.
@@ -108,10 +130,11 @@ class TimedRun:
         Raises:
             FloatingPointError: the loss is no finite number.
         """
-        torch.manual_seed(self.steps)
+        torch.manual_seed(self.seed())
         self.model.train()
         data = self.model.data_preprocessor(self.batch(), True)
-        losses = self.model(**data, mode="loss")
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.amp):
+            losses = self.model(**data, mode="loss")
         loss = sum(v for k, v in losses.items() if "loss" in k)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"{self.name}: the loss of step {self.steps} is {float(loss)}")
@@ -149,52 +172,86 @@ class TimedRun:
         """An evaluation of ``self.model`` as it is."""
         raise NotImplementedError
 
-    def run(self, note: Callable[[Any], None], enough: Callable[[Any], bool] = lambda point: False) -> None:
-        """Train to the end of the time; evaluates at every tenth of it and saves there and each minute.
+    def run(
+        self, note: Callable[[Any], None] = lambda point: None, enough: Callable[[Any], bool] = lambda point: False
+    ) -> list[Any]:
+        """Train to the end of the time; evaluates and saves on the way, and saves each minute, too.
 
         Args:
             note: gets each evaluation.
             enough: whether an evaluation is so good that the run may end.
+
+        Returns:
+            All evaluations.
         """
-        if self.points and enough(self.points[-1]):
-            return
-        saved = time.perf_counter()
-        while self.used < self.seconds:
-            started = time.perf_counter()
+        saved = self.used
+        while not self.finished and not (self.points and enough(self.points[-1])):
+            started = time.process_time()
             self.step()
-            self.used += time.perf_counter() - started
-            if self.used >= self.seconds * (len(self.points) + 1) / 10 or self.used >= self.seconds:
+            self.used += time.process_time() - started
+            due = self.seconds * (len(self.points) + 1) / self.evaluations
+            if self.used >= min(due, self.seconds):
                 self.points.append(self.evaluate())
                 note(self.points[-1])
-                self.save()
-                if enough(self.points[-1]):
-                    return
-            elif time.perf_counter() - saved > 60:
-                self.save()
-                saved = time.perf_counter()
+            elif self.used - saved < 60:
+                continue
+            self.save()
+            saved = self.used
+        return self.points
+
+
+def shuffled_batch(data: Any, size: int, step: int, seed: int | None = None) -> dict[str, Any]:
+    """The batch of a step; each epoch has an order of its own.
+
+    Args:
+        data: with ``set_epoch``.
+        size: samples in a batch; no more than there are.
+        step: from 0.
+        seed: of another order.
+    """
+    epoch, number = divmod(step, len(data) // size)
+    data.set_epoch(epoch)
+    rng = np.random.default_rng(epoch if seed is None else (seed, epoch))
+    return collate(data[int(i)] for i in rng.permutation(len(data))[number * size : (number + 1) * size])
+
+
+def collate(samples: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Samples as a batch: a list of each key."""
+    samples = list(samples)
+    return {k: [s[k] for s in samples] for k in ("inputs", "data_samples")}
 
 
 def predictions(model: Any, data: Any, batch: int = 20) -> list[Any]:
     """What a model predicts for all of a data set."""
     found = []
     for start in range(0, len(data), batch):
-        samples = [data[i] for i in range(start, min(start + batch, len(data)))]
-        given = {k: [s[k] for s in samples] for k in ("inputs", "data_samples")}
+        given = collate(data[i] for i in range(start, min(start + batch, len(data))))
         found += model(**model.data_preprocessor(given), mode="predict")
     return found
 
 
 def prepared_backbone(
-    file: Path, make: Callable[[], nn.Module], minutes: float, shapes: Shapes | None = None, lr: float = 1e-3
+    file: Path,
+    make: Callable[[], nn.Module],
+    minutes: float,
+    shapes: Shapes | None = None,
+    lr: float = 1e-3,
+    warmup: int = 0,
+    half_size: float = 0.0,
+    amp: bool = False,
 ) -> Path:
     """The file with a backbone's weights, trained on the classes of single shapes if it is not there.
 
     Args:
         file: where the weights are kept.
         make: builds the backbone with a classifier of as many classes as there are shapes.
-        minutes: of training.
+        minutes: of CPU time in training.
         shapes: images with one shape each; 4000 of 64 pixels with all shapes by default.
         lr: of AdamW.
+        warmup: steps in which the rate rises to that.
+        half_size: share of the time, from the beginning, in which the images are halved: attention sees four times
+            as many of them then.
+        amp: compute in bfloat16.
     """
     if file.is_file():
         return file
@@ -205,19 +262,23 @@ def prepared_backbone(
     model = make()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
     generator = torch.Generator().manual_seed(0)
-    started, right = time.perf_counter(), 0.0
-    while (passed := (time.perf_counter() - started) / (60 * minutes)) < 1:
+    started, steps, right = time.process_time(), 0, 0.0
+    while (passed := (time.process_time() - started) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = lr * (1 + math.cos(math.pi * passed)) / 2
+            group["lr"] = lr * min(1.0, (steps + 1) / max(warmup, 1)) * (1 + math.cos(math.pi * passed)) / 2
         chosen = torch.randint(len(labels), (64,), generator=generator)
         x = images[chosen].float().sub(120).div(60)
         if torch.rand((), generator=generator) < 0.5:
             x = x.flip(3)
-        logits = model(x)
-        loss = nn.functional.cross_entropy(logits, labels[chosen], label_smoothing=0.1)
+        if passed < half_size:
+            x = nn.functional.avg_pool2d(x, 2)
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            logits = model(x)
+        loss = nn.functional.cross_entropy(logits.float(), labels[chosen], label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        steps += 1
         right = 0.98 * right + 0.02 * float((logits.argmax(1) == labels[chosen]).float().mean())
     print(f"{file.stem}: {100 * right:.1f} % of the last training batches", flush=True)
     save_atomically(file, lambda f: torch.save(model.state_dict(), f))
@@ -245,3 +306,13 @@ def write_points(points: Sequence[Any], kind: type, file: Path) -> None:
     writer.writeheader()
     writer.writerows(asdict(p) for p in points)
     write_file(file, text.getvalue())
+
+
+def read_points(kind: type, file: Path) -> list[Any]:
+    """The evaluations of a table that :func:`write_points` wrote; none where there is no file."""
+    if not file.is_file():
+        return []
+    kinds: dict[Any, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
+    kinds["float | None"] = lambda text: float(text) if text else None
+    with file.open(newline="") as opened:
+        return [kind(*(kinds[f.type](row[f.name]) for f in fields(kind))) for row in csv.DictReader(opened)]

@@ -66,3 +66,20 @@ def test_create_model_with_weights_of_other_classes(nano, tmp_path):
     assert torch.equal(features(x)[-1], model.forward_features(x)[-1])
     with pytest.raises(CheckpointError, match="another model"):
         zoo.create_model("biformer_nano", weights=tmp_path / "c.pth")
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_weights_of_other_classes_leave_the_rest_as_it_was(task):
+    """Fine-tuning on own classes: all but the tensors of classes come from the checkpoint, in every family."""
+    from zoo.registry import MODELS
+
+    for name in MODELS.names("*_nano", task=task):
+        trained, own = (zoo.create_model(name, num_classes=n) for n in (7, 3))
+        with torch.no_grad():
+            for value in trained.parameters():
+                value.add_(1)
+        report = zoo.load_weights(own, trained.state_dict(), adapt=True)
+        state, other = own.state_dict(), trained.state_dict()
+        different = [k for k in state if state[k].shape != other[k].shape]
+        assert different and sorted(report.dropped) == sorted(different), name
+        assert all(torch.equal(state[k], other[k]) for k in state if k not in different), name

@@ -23,8 +23,12 @@ from zoo.layers.relative_position import RelativePositionBias
 from zoo.layers.token_positions import TokenPositions
 from zoo.mixers.agent import AgentBias
 
-#: Names of modules that end in one output a class, in models that are no backbones.
-_HEADS = ("head", "heads", "fc", "classifier", "cls_head", "class_embed", "decode_head", "conv_seg", "fc_cls")
+#: Names of modules with one output, or one embedding, a class, in models that are no backbones.
+_HEADS = frozenset(
+    ("head", "heads", "fc", "classifier", "cls_head", "class_embed", "decode_head", "conv_seg", "fc_cls")
+    # detectors: of the proposals, the denoising queries' labels, torchvision's predictors, Co-DETR's boxes of classes
+    + ("first_class_embed", "enc_out_class_embed", "label_enc", "box_predictor", "mask_fcn_logits", "locate")
+)
 
 
 def adapt_tensor(model: nn.Module, key: str, value: Tensor, target: Tensor) -> tuple[Tensor, str] | None:

@@ -37,8 +37,9 @@ def dino_4scale_swin_l() -> dict[str, Any]:
 @register_model(task="detection", family="dino", input_size=NANO_SIZE)
 @variant(Detector)
 def dino_nano() -> dict[str, Any]:
-    """For generated shapes: 2 million parameters."""
+    """For the eight generated shapes: 2 million parameters."""
     return dict(
+        num_classes=8,
         backbone=nano_backbone(),
         network=dict(
             type="zoo.detection.dino.DINO", num_queries=30, num_feature_levels=3, dn_number=50, transformer=_SMALL

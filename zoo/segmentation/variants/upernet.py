@@ -13,6 +13,12 @@ ADE_SIZE = 512
 NANO_SIZE = 128
 #: of the generated shapes: five shapes and the background
 NANO_CLASSES = 6
+#: for generated shapes: some are wider than those for digits
+NANO_BACKBONES: dict[str, dict[str, Any]] = {
+    "davit_nano": dict(type="davit_nano", embed_dims=(64, 128, 256), num_heads=(4, 8, 16)),
+    "biformer_nano": dict(type="biformer_nano"),
+    "agent_swin_nano": dict(type="agent_swin_nano", embed_dim=64),
+}
 
 
 def upernet(backbone: dict[str, Any], drop_path_rate: float = 0.0) -> dict[str, Any]:
@@ -57,22 +63,22 @@ def agent_swin(name: str) -> dict[str, Any]:
 @register_model(task="segmentation", family="upernet", input_size=NANO_SIZE)
 @variant(Segmenter)
 def upernet_davit_nano() -> dict[str, Any]:
-    """DaViT-nano, for generated shapes."""
-    return nano(dict(type="davit_nano"))
+    """A wider DaViT-nano, for generated shapes."""
+    return nano(NANO_BACKBONES["davit_nano"])
 
 
 @register_model(task="segmentation", family="upernet", input_size=NANO_SIZE)
 @variant(Segmenter)
 def upernet_biformer_nano() -> dict[str, Any]:
     """BiFormer-nano, for generated shapes."""
-    return nano(dict(type="biformer_nano"))
+    return nano(NANO_BACKBONES["biformer_nano"])
 
 
 @register_model(task="segmentation", family="upernet", input_size=NANO_SIZE)
 @variant(Segmenter)
 def upernet_agent_swin_nano() -> dict[str, Any]:
-    """Agent-Swin-nano, for generated shapes."""
-    return nano(dict(type="agent_swin_nano"))
+    """A wider Agent-Swin-nano, for generated shapes."""
+    return nano(NANO_BACKBONES["agent_swin_nano"])
 
 
 @register_model(task="segmentation", family="upernet", input_size=ADE_SIZE)

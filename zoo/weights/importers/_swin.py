@@ -73,6 +73,7 @@ def own_swin(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 
     Raises:
         KeyError: an unknown key.
+        ValueError: what merges patches is not that of 2 x 2 tokens.
     """
     found = {}
     for key, value in state.items():
@@ -101,6 +102,8 @@ def official_swin(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 
 def _column_major(value: Tensor) -> Tensor:
     """The last dimension from ``(channel, row, column)``, as ``nn.Unfold`` has it, to ``(column, row, channel)``."""
+    if value.ndim == 0 or value.shape[-1] % 4:
+        raise ValueError(f"a merge of 2 x 2 tokens is expected, its tensor is {tuple(value.shape)}")
     return value.unflatten(-1, (-1, 2, 2)).transpose(-1, -3).flatten(-3).contiguous()
 
 
