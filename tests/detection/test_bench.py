@@ -67,5 +67,4 @@ def test_table_and_curves(bench, tmp_path):
     points = [bench.Point("a", m, 1, 8, 0.1 * m, 0.2, 5) for m in (1.0, 2.0)]
     bench.write_results(points, tmp_path / "t.csv", tmp_path / "t.png")
     assert bench.read_points(bench.Point, tmp_path / "t.csv") == points
-    assert bench._earlier(tmp_path / "t.csv", {"a": []}) == {}
     assert (tmp_path / "t.png").stat().st_size > 1000
