@@ -38,7 +38,9 @@ def pyramid(height, width, batch=2, dtype=torch.float32):
         [(4, 6), (1, 1), (2, 3), (6, 6)],  # the last one is made smaller, as by pyramid pooling of a small map
     ],
 )
-def test_convolution_of_enlarged_maps(sizes):
+@pytest.mark.parametrize("many", [10**9, 1])
+def test_convolution_of_enlarged_maps(sizes, many, monkeypatch):
+    monkeypatch.setattr("zoo.segmentation.layers._MANY", many)  # which maps are mixed while they are small
     generator = torch.manual_seed(0)
     maps = [
         torch.randn(2, c, *s, dtype=torch.float64, generator=generator, requires_grad=True)

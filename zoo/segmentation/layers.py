@@ -9,6 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.layers.token_linear import Pointwise, token_linear
+
+#: From so many channels on a convolution at full size is slower than moving nine times the channels of a map that is
+#: half as high and wide.
+_MANY = 256
 NORMS = ("bn", "sync_bn", "gn")
 
 
@@ -44,7 +49,10 @@ class ConvNorm(nn.Module):
     def __init__(self, dim: int, out_dim: int, kernel: int = 1, norm: str = "bn", dilation: int = 1):
         super().__init__()
         padding = kernel // 2 * dilation
-        self.conv = nn.Conv2d(dim, out_dim, kernel, padding=padding, dilation=dilation, bias=False)
+        if kernel == 1:
+            self.conv: nn.Conv2d = Pointwise(dim, out_dim, bias=False)
+        else:
+            self.conv = nn.Conv2d(dim, out_dim, kernel, padding=padding, dilation=dilation, bias=False)
         self.norm = make_norm(norm, out_dim)
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
@@ -80,7 +88,7 @@ class SegmentationHead(nn.Module):
             raise ValueError(f"num_classes={num_classes}: accepted are whole numbers from 1")
         self.channels, self.num_classes = tuple(channels), num_classes
         self.dropout = nn.Dropout2d(dropout) if dropout > 0 else None
-        self.classifier = nn.Conv2d(dim, num_classes, 1)
+        self.classifier = Pointwise(dim, num_classes)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]
 
@@ -122,8 +130,7 @@ def conv_of_enlarged(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
     """
     size = maps[0].shape[-2:]
     weights = weight.split([m.shape[1] for m in maps], dim=1)
-    # Twice the height and width: a convolution at full size is as fast as moving nine times the channels.
-    small = [i for i, m in enumerate(maps) if size[0] * size[1] >= 9 * m.shape[2] * m.shape[3]]
+    small = [i for i, m in enumerate(maps) if _pays(m, size)]
     large = [i for i in range(len(maps)) if i not in small]
     joined = torch.cat([enlarge(maps[i], size) for i in large], 1)
     result = F.conv2d(joined, torch.cat([weights[i] for i in large], 1), padding=1)
@@ -132,15 +139,21 @@ def conv_of_enlarged(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
     return result
 
 
+def _pays(x: Tensor, size: Sequence[int]) -> bool:
+    """Whether mixing the channels on the small map is faster: what is saved grows with the square of the channels."""
+    _, C, h, w = x.shape
+    return size[0] * size[1] >= (4 if C >= _MANY else 9) * h * w
+
+
 def _conv_of_one(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
     (B, C, h, w), (H, W), K = x.shape, size, weight.shape[0]
-    x = x.contiguous(memory_format=torch.channels_last)
+    tokens = x.permute(0, 2, 3, 1).reshape(B, h * w, C)
     down, right = _shifted(x, h, H), _shifted(x, w, W)
     total = None  # [B, H, w * 3 columns of the kernel * K]
     for i in range(3):
-        mixed = F.conv2d(x, weight[:, :, i].permute(2, 0, 1).reshape(3 * K, C, 1, 1))  # [B, 3 * K, h, w]
-        tall = down[i].mT @ mixed.permute(0, 2, 3, 1).reshape(B, h, w * 3 * K)
-        total = tall if total is None else total + tall
+        mixed = token_linear(tokens, weight[:, :, i].permute(2, 0, 1).reshape(3 * K, C)).view(B, h, w * 3 * K)
+        rows = down[i].mT.expand(B, H, h)
+        total = torch.bmm(rows, mixed) if total is None else torch.baddbmm(total, rows, mixed)
     assert total is not None
     wide = right.permute(2, 1, 0).reshape(W, w * 3) @ total.reshape(B * H, w * 3, K)
     return wide.reshape(B, H, W, K).permute(0, 3, 1, 2)
