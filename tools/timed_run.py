@@ -102,6 +102,7 @@ class TimedRun:
         else:
             self.model.load_state_dict(self.saved["model"])
             self.optimizer.load_state_dict(self.saved["optimizer"])
+            self.saved = None
 
     def save(self) -> None:
         """Write everything that going on needs."""
