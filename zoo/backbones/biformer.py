@@ -19,6 +19,7 @@ from zoo.layers.drop_path import DropPath
 from zoo.layers.layer_norm_2d import LayerNorm2d
 from zoo.layers.position_encoding import ConvPositionEncoding
 from zoo.layers.stages import drop_path_rates, per_stage
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.bra import BiLevelRoutingAttention
 from zoo.mixers.lepe import LePEAttention
 from zoo.registry import register_model, variant
@@ -29,9 +30,9 @@ class ConvMixer(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.value = nn.Linear(dim, dim)
+        self.value = TokenLinear(dim, dim)
         self.dwconv = DepthwiseConv(dim, 5)
-        self.out = nn.Linear(dim, dim)
+        self.out = TokenLinear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.dwconv(self.value(x)))
@@ -42,10 +43,10 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, dwconv: bool = False):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = TokenLinear(dim, hidden)
         self.dwconv = DepthwiseConv(hidden, 3) if dwconv else nn.Identity()
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = TokenLinear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.act(self.dwconv(self.fc1(x))))
@@ -129,7 +130,7 @@ class BiFormerTrunk(Backbone):
             self.extra_norms = nn.ModuleList(LayerNorm2d(c, eps=1e-6) for c in self.stage_channels)
         elif self.num_classes:
             self.norm = head_norm(self.num_features)
-            self.head = nn.Linear(self.num_features, self.num_classes)
+            self.head = TokenLinear(self.num_features, self.num_classes)
         self.apply(_init_weights)
         self.freeze()
 
@@ -160,7 +161,7 @@ class BiFormerTrunk(Backbone):
         like = next(self.stages[-1].parameters())
         if isinstance(self.norm, nn.Identity):
             self.norm = self.head_norm(self.num_features).to(like).train(self.training)
-        self.head = nn.Linear(self.num_features, num_classes).to(like)
+        self.head = TokenLinear(self.num_features, num_classes).to(like)
         _init_weights(self.head)
 
     def stage_modules(self) -> list[list[nn.Module]]:

@@ -18,6 +18,7 @@ from zoo.layers.depthwise import DepthwiseConv
 from zoo.layers.drop_path import DropPath
 from zoo.layers.patch_conv import PatchConv
 from zoo.layers.stages import drop_path_rates, per_stage
+from zoo.layers.token_linear import TokenLinear
 
 _EPS = 1e-6
 
@@ -35,9 +36,9 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.conv = DepthwiseConv(dim, 7)
         self.norm = nn.LayerNorm(dim, eps=_EPS)
-        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc1 = TokenLinear(dim, 4 * dim)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(4 * dim, dim)
+        self.fc2 = TokenLinear(4 * dim, dim)
         self.scale = nn.Parameter(torch.full((dim,), scale)) if scale > 0 else None
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 

@@ -19,6 +19,7 @@ from zoo.backbones.base import Backbone
 from zoo.backbones.ctm_machine import POSITIONS, SELECTIONS, Thinker, Thoughts
 from zoo.layers.resnet import RESNETS
 from zoo.layers.stages import drop_path_rates
+from zoo.layers.token_linear import TokenLinear
 from zoo.registry import register_model, variant
 
 
@@ -257,7 +258,7 @@ class CTM(Backbone):
             self.thinker = thinker.to(next(self.features.parameters(), torch.empty(0)))
         else:
             old = self.thinker.output_projector
-            self.thinker.output_projector = nn.Linear(old.in_features, num_classes).to(old.weight)
+            self.thinker.output_projector = TokenLinear(old.in_features, num_classes).to(old.weight)
 
     def stage_modules(self) -> list[list[nn.Module]]:
         stem = [getattr(self.features, n) for n in ("rgb", "conv1", "bn1") if hasattr(self.features, n)]

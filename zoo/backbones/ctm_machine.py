@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.fourier_position import LearnableFourierPosition, MultiFourierPosition, RotationalPosition
+from zoo.layers.token_linear import TokenLinear
 from zoo_kernels.dense_attention import dense_attention
 
 SELECTIONS = ("first-last", "random", "random-pairing")
@@ -76,9 +77,9 @@ class SynapseUNet(nn.Module):
         widths = [*(int(i * step + dim) for i in range(depth - 1)), 16]
 
         def layer(a: int, b: int) -> nn.Sequential:
-            return nn.Sequential(nn.Dropout(dropout), nn.Linear(a, b), nn.LayerNorm(b), nn.SiLU())
+            return nn.Sequential(nn.Dropout(dropout), TokenLinear(a, b), nn.LayerNorm(b), nn.SiLU())
 
-        self.first_projection = nn.Sequential(nn.Linear(in_dim, dim), nn.LayerNorm(dim), nn.SiLU())
+        self.first_projection = nn.Sequential(TokenLinear(in_dim, dim), nn.LayerNorm(dim), nn.SiLU())
         self.down_projections = nn.ModuleList(layer(a, b) for a, b in zip(widths, widths[1:]))
         self.up_projections = nn.ModuleList(layer(b, a) for a, b in zip(widths, widths[1:]))
         self.skip_lns = nn.ModuleList(nn.LayerNorm(a) for a in widths[:-1])
@@ -166,7 +167,7 @@ class Thinker(nn.Module):
         super().__init__()
         self.iterations, self.heads, self.prediction_shape = iterations, heads, tuple(prediction_shape)
         self.position = POSITIONS[position](in_dim) if position != "none" else None
-        self.kv_proj = nn.Sequential(nn.Linear(in_dim, d_input), nn.LayerNorm(d_input))
+        self.kv_proj = nn.Sequential(TokenLinear(in_dim, d_input), nn.LayerNorm(d_input))
         self.attention_dropout = dropout
 
         def pairs(n: int, first: bool) -> Synchronisation:
@@ -179,13 +180,13 @@ class Thinker(nn.Module):
             return Synchronisation(left, right.clone(), dense=neuron_select_type != "random-pairing")
 
         self.synch_action, self.synch_out = pairs(n_synch_action, False), pairs(n_synch_out, True)
-        self.q_proj = nn.Linear(self.synch_action.size, d_input)
-        self.attn_q = nn.Linear(d_input, d_input)
-        self.attn_kv = nn.Linear(d_input, 2 * d_input)
-        self.attn_out = nn.Linear(d_input, d_input)
+        self.q_proj = TokenLinear(self.synch_action.size, d_input)
+        self.attn_q = TokenLinear(d_input, d_input)
+        self.attn_kv = TokenLinear(d_input, 2 * d_input)
+        self.attn_out = TokenLinear(d_input, d_input)
         width = d_input + d_model
         self.synapses: nn.Module = (
-            nn.Sequential(nn.Dropout(dropout), nn.Linear(width, 2 * d_model), nn.GLU(), nn.LayerNorm(d_model))
+            nn.Sequential(nn.Dropout(dropout), TokenLinear(width, 2 * d_model), nn.GLU(), nn.LayerNorm(d_model))
             if synapse_depth == 1
             else SynapseUNet(width, d_model, synapse_depth, dropout)
         )
@@ -199,7 +200,7 @@ class Thinker(nn.Module):
         bound = (d_model + memory_length) ** -0.5
         self.start_trace = nn.Parameter(torch.empty(d_model, memory_length).uniform_(-bound, bound))
         self.no_decay = ("start_activated_state", "start_trace")
-        self.output_projector = nn.Linear(self.synch_out.size, num_classes)
+        self.output_projector = TokenLinear(self.synch_out.size, num_classes)
 
     def _activate(self, trace: Tensor) -> Tensor:
         """Neuron-level models: memories ``[D, B, M]`` to post-activations ``[B, D]`` (eq. 3)."""

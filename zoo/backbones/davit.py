@@ -21,6 +21,7 @@ from zoo.layers.drop_path import DropPath
 from zoo.layers.mlp import Mlp
 from zoo.layers.padding import pad_chw, to_pair
 from zoo.layers.position_encoding import ConvPositionEncoding
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import build_mixer
 from zoo.registry import register_model, variant
 
@@ -117,7 +118,7 @@ class Head(nn.Module):
     def __init__(self, dim: int, num_classes: int, norm_eps: float):
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
-        self.fc = nn.Linear(dim, num_classes)
+        self.fc = TokenLinear(dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.norm(x.mean((1, 2))))
@@ -266,7 +267,7 @@ class DaViT(Backbone):
         like = next(self.parameters())
         if self.head is None:
             self.head = Head(self.num_features, num_classes, self.head_norm_eps)
-        self.head.fc = nn.Linear(self.num_features, num_classes)
+        self.head.fc = TokenLinear(self.num_features, num_classes)
         self.head.to(like.device, like.dtype)
         nn.init.trunc_normal_(self.head.fc.weight, std=0.02)
         nn.init.zeros_(self.head.fc.bias)

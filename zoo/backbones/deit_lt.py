@@ -20,6 +20,7 @@ from zoo.layers.drop_path import DropPath
 from zoo.layers.mlp import Mlp
 from zoo.layers.patch_conv import PatchConv, patches
 from zoo.layers.stages import drop_path_rates
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.softmax import SoftmaxAttention
 from zoo.registry import register_model, variant
 
@@ -129,8 +130,8 @@ class DistilledViT(Backbone):
 
     def _make_head(self, num_classes: int) -> None:
         self.norm = nn.LayerNorm(self.num_features, eps=self.norm_eps) if num_classes else None
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else None
-        self.head_dist = nn.Linear(self.num_features, num_classes) if num_classes else None
+        self.head = TokenLinear(self.num_features, num_classes) if num_classes else None
+        self.head_dist = TokenLinear(self.num_features, num_classes) if num_classes else None
 
     def positions(self, size: tuple[int, int], square: bool) -> Tensor:
         """The table ``[1, 2 + H*W, C]`` for a map of ``size``.

@@ -24,6 +24,7 @@ from zoo.layers.mlp import Mlp
 from zoo.layers.padding import to_pair
 from zoo.layers.patch_conv import PatchConv
 from zoo.layers.stages import drop_path_rates
+from zoo.layers.token_linear import TokenLinear
 from zoo.layers.token_positions import TokenPositions
 from zoo.mixers.reversed_attention import ReversedAttention
 from zoo.registry import register_model, variant
@@ -75,7 +76,7 @@ class MessageHead(nn.Module):
     def __init__(self, dim: int, num_classes: int):
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.fc = nn.Linear(dim, num_classes)
+        self.fc = TokenLinear(dim, num_classes)
 
     def forward(self, tokens: Tensor, message: Tensor) -> Tensor:
         """``[B, num_classes]`` of tokens ``[B, N, C]`` and messages ``[B, N, 1]``."""

@@ -21,6 +21,7 @@ from zoo.backbones.base import Backbone
 from zoo.layers.drop_path import DropPath
 from zoo.layers.mlp import Mlp
 from zoo.layers.padding import pad_chw
+from zoo.layers.token_linear import TokenLinear
 from zoo_kernels.dense_attention import dense_attention
 
 
@@ -35,8 +36,8 @@ class GatedMlp(nn.Module):
     def __init__(self, dim: int, hidden: int):
         super().__init__()
         hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
-        self.fc1 = nn.Linear(dim, 2 * hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = TokenLinear(dim, 2 * hidden)
+        self.fc2 = TokenLinear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., C] -> [..., C]``."""
@@ -76,8 +77,8 @@ class Block(nn.Module):
             raise ValueError(f"embed_dim={dim} must be a multiple of num_heads={num_heads}")
         self.num_heads = num_heads
         self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = TokenLinear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = TokenLinear(dim, dim)
         self.gamma1 = nn.Parameter(torch.full((dim,), scale))
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp: nn.Module = GatedMlp(dim, hidden) if gated else Mlp(dim, hidden)
@@ -182,7 +183,7 @@ class WindowedDINOv2(Backbone):
             for rate in rates
         )
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
-        self.head = nn.Linear(2 * embed_dim, num_classes) if num_classes else nn.Identity()
+        self.head = TokenLinear(2 * embed_dim, num_classes) if num_classes else nn.Identity()
         self.init_weights()
         self._leave_out_unused()
 
@@ -260,7 +261,7 @@ class WindowedDINOv2(Backbone):
     def reset_classifier(self, num_classes: int) -> None:
         self.num_classes = num_classes
         dim = self.patch_embed.out_channels
-        self.head = nn.Linear(2 * dim, num_classes) if num_classes else nn.Identity()
+        self.head = TokenLinear(2 * dim, num_classes) if num_classes else nn.Identity()
         self.blocks.requires_grad_(True)
         self._leave_out_unused()
 

@@ -19,6 +19,7 @@ from zoo.layers.padding import to_pair
 from zoo.layers.patch_conv import PatchConv, patches
 from zoo.layers.position_table import PositionTable
 from zoo.layers.stages import drop_path_rates
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.fft import FFTMixer
 from zoo.registry import register_model, variant
 
@@ -42,7 +43,7 @@ class FFTNetBlock(nn.Module):
         self.mixer = mixer
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(
-            nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim), nn.Dropout(dropout)
+            TokenLinear(dim, hidden), nn.GELU(), nn.Dropout(dropout), TokenLinear(hidden, dim), nn.Dropout(dropout)
         )
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
@@ -128,7 +129,7 @@ class FFTNet(Backbone):
 
     def _make_head(self, num_classes: int) -> None:
         self.norm = nn.LayerNorm(self.num_features) if num_classes else None
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else None
+        self.head = TokenLinear(self.num_features, num_classes) if num_classes else None
 
     def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens ``[B, 1 + H*W, C]`` of images, the class token first, and (H, W)."""

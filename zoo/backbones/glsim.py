@@ -21,6 +21,7 @@ from zoo.layers.drop_path import DropPath
 from zoo.layers.mlp import Mlp
 from zoo.layers.padding import to_pair
 from zoo.layers.patch_conv import PatchConv
+from zoo.layers.token_linear import TokenLinear
 from zoo.layers.token_positions import TokenPositions
 from zoo.mixers.softmax import SoftmaxAttention
 from zoo.registry import register_model, variant
@@ -202,12 +203,12 @@ class GLSim(Backbone):
         self.num_features = self.width if num_classes else self.embed_dim
         self.norm = nn.LayerNorm(self.embed_dim, eps=eps) if num_classes and self._encoder_norm else None
         resize = num_classes and self.width != self.embed_dim
-        self.resize = nn.Linear(self.embed_dim, self.width) if resize else None
+        self.resize = TokenLinear(self.embed_dim, self.width) if resize else None
         self.aggregator = nn.ModuleList(
             GLSimBlock(self.width, self.width // 64, 4 * self.width, **self._with) for _ in range(depth)
         )
         self.aggregator_norm = nn.LayerNorm(self.width, eps=eps) if depth and self._aggregator_norm else None
-        self.head = nn.Linear(self.width, num_classes) if num_classes else None
+        self.head = TokenLinear(self.width, num_classes) if num_classes else None
 
     @torch.no_grad()
     def _zero_head(self) -> None:

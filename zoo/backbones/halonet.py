@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from zoo.backbones.base import Backbone
 from zoo.layers.drop_path import DropPath
 from zoo.layers.stages import drop_path_rates, per_stage
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.halo import HaloAttention
 from zoo.registry import register_model, variant
 
@@ -284,7 +285,7 @@ class HaloNet(Backbone):
         if self.num_classes and self.final_dim:
             self.final_conv = ConvNormAct(self.stage_channels[-1], self.final_dim, act=self.act_name)
         self.num_features = self.final_dim if self.num_classes and self.final_dim else self.stage_channels[-1]
-        self.head = nn.Linear(self.num_features, self.num_classes) if self.num_classes else None
+        self.head = TokenLinear(self.num_features, self.num_classes) if self.num_classes else None
 
     def _init_weights(self, zero_init_last: bool) -> None:
         for m in self.modules():

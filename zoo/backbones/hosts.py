@@ -22,6 +22,7 @@ from zoo.layers.mlp import Mlp
 from zoo.layers.padding import pad_chw, to_pair
 from zoo.layers.position_encoding import ConvPositionEncoding
 from zoo.layers.position_table import PositionTable
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import build_mixer
 from zoo.registry import register_model, variant
 
@@ -117,7 +118,7 @@ class _Host(Backbone):
 
     def _make_head(self, num_classes: int) -> None:
         self.norm = nn.LayerNorm(self.num_features, eps=1e-6) if num_classes else None
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else None
+        self.head = TokenLinear(self.num_features, num_classes) if num_classes else None
 
     def forward_head(self, trunk: Tensor) -> Tensor:
         """Logits, or without a classifier the pooled features, from what :meth:`forward_trunk` gave."""

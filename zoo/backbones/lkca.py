@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from zoo.backbones.level_trunk import LayerTrunk
 from zoo.layers.padding import pad_chw, to_pair
 from zoo.layers.pre_norm_block import PreNormBlock
+from zoo.layers.token_linear import TokenLinear
 from zoo.layers.token_positions import TokenPositions
 from zoo.mixers.lkca import LargeKernelAttention
 from zoo.registry import register_model, variant
@@ -30,7 +31,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, in_chans: int, dim: int, patch: tuple[int, int], grid: tuple[int, int]):
         super().__init__()
         self.patch = patch
-        self.proj = nn.Linear(in_chans * patch[0] * patch[1], dim)
+        self.proj = TokenLinear(in_chans * patch[0] * patch[1], dim)
         self.positions = TokenPositions(grid, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,7 +119,7 @@ class LKCAViT(LayerTrunk):
 
     def _make_head(self) -> None:
         self.norm = nn.LayerNorm(self.num_features) if self.num_classes else None
-        self.head = nn.Linear(self.num_features, self.num_classes) if self.num_classes else None
+        self.head = TokenLinear(self.num_features, self.num_classes) if self.num_classes else None
 
     def forward_head(self, trunk: Tensor) -> Tensor:
         pooled = trunk.mean((1, 2))

@@ -18,6 +18,7 @@ from zoo.backbones.base import Backbone
 from zoo.layers.depthwise import DepthwiseConv
 from zoo.layers.drop_path import DropPath
 from zoo.layers.stages import drop_path_rates, per_stage
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.mala import MagnitudeAwareAttention, RotatedSoftmaxAttention, Rotation
 from zoo.registry import register_model, variant
 
@@ -30,10 +31,10 @@ class ConvMlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = TokenLinear(dim, hidden)
         self.act = nn.GELU()
         self.dwconv = DepthwiseConv(hidden, 3)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = TokenLinear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.fc1(x))
@@ -92,7 +93,7 @@ class MAViTHead(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(dim, projection, 1)
         self.norm = nn.BatchNorm2d(projection)
-        self.fc = nn.Linear(projection, num_classes)
+        self.fc = TokenLinear(projection, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(F.silu(self.norm(self.proj(x))).mean((2, 3)))

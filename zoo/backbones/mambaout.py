@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from zoo.backbones.base import Backbone
 from zoo.layers.drop_path import DropPath
 from zoo.layers.stages import drop_path_rates, per_stage
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.gated_conv import GatedConv
 from zoo.registry import register_model, variant
 
@@ -90,11 +91,11 @@ class MlpHead(nn.Module):
 
     def __init__(self, dim: int, num_classes: int, norm: bool = True, dropout: float = 0.0):
         super().__init__()
-        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc1 = TokenLinear(dim, 4 * dim)
         self.act = nn.GELU()
         self.norm = nn.LayerNorm(4 * dim, eps=EPS) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
-        self.fc2 = nn.Linear(4 * dim, num_classes)
+        self.fc2 = TokenLinear(4 * dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.dropout(self.norm(self.act(self.fc1(x)))))
@@ -106,7 +107,7 @@ class LinearHead(nn.Module):
     def __init__(self, dim: int, num_classes: int, dropout: float = 0.0):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.fc2 = nn.Linear(dim, num_classes)
+        self.fc2 = TokenLinear(dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.dropout(x))
@@ -237,7 +238,7 @@ class MambaOut(Backbone):
                 if part is not None:
                     part.to(like.device, like.dtype).train(self.training).apply(_init_weights)
             return
-        head.fc2 = nn.Linear(head.fc2.in_features, num_classes).to(like.device, like.dtype)
+        head.fc2 = TokenLinear(head.fc2.in_features, num_classes).to(like.device, like.dtype)
         _init_weights(head.fc2)
 
     def stage_modules(self) -> list[list[nn.Module]]:

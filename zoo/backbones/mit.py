@@ -16,6 +16,7 @@ from zoo.backbones.hybrid_base import ConvEmbed, HybridPyramid
 from zoo.layers.depthwise import DepthwiseConv
 from zoo.layers.pre_norm_block import PreNormBlock
 from zoo.layers.stages import drop_path_rates, per_stage
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.spatial_reduction import SpatialReductionAttention
 from zoo.registry import register_model, variant
 
@@ -25,10 +26,10 @@ class MixMlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = TokenLinear(dim, hidden)
         self.conv = DepthwiseConv(hidden, 3)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = TokenLinear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.act(self.conv(self.fc1(x))))

@@ -18,6 +18,7 @@ from zoo.backbones.hybrid_base import init_linear
 from zoo.layers.depthwise import DepthwiseConv
 from zoo.layers.drop_path import DropPath
 from zoo.layers.stages import drop_path_rates, per_stage
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.aggregated import AggregatedAttention
 from zoo.mixers.moh import MoHAttention
 from zoo.registry import register_model, variant
@@ -35,10 +36,10 @@ class ConvGLU(nn.Module):
     def __init__(self, dim: int, hidden: int, drop: float = 0.0):
         super().__init__()
         hidden = int(2 * hidden / 3)
-        self.fc1 = nn.Linear(dim, 2 * hidden)
+        self.fc1 = TokenLinear(dim, 2 * hidden)
         self.dwconv = DepthwiseConv(hidden, 3)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = TokenLinear(hidden, dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -182,7 +183,7 @@ class MoHTransNeXt(Backbone):
             for i in range(n)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(d, eps=norm_eps) for d in embed_dims)
-        self.head = nn.Linear(embed_dims[-1], num_classes) if num_classes else nn.Identity()
+        self.head = TokenLinear(embed_dims[-1], num_classes) if num_classes else nn.Identity()
         init_linear(self)
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
@@ -210,7 +211,7 @@ class MoHTransNeXt(Backbone):
         self.num_classes = num_classes
         self.head = nn.Identity()
         if num_classes:
-            self.head = nn.Linear(self.num_features, num_classes).to(next(self.parameters()))
+            self.head = TokenLinear(self.num_features, num_classes).to(next(self.parameters()))
             init_linear(self.head)
 
     def stage_modules(self) -> list[list[nn.Module]]:

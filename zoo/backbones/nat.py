@@ -20,6 +20,7 @@ from zoo.backbones.level_trunk import Level, LevelTrunk
 from zoo.layers.drop_path import DropPath
 from zoo.layers.mlp import Mlp
 from zoo.layers.stages import drop_path_rates
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.neighborhood import NeighborhoodAttention
 from zoo.registry import register_model, variant
 
@@ -104,7 +105,7 @@ class NATTrunk(LevelTrunk):
 
     def _make_head(self) -> None:
         self.norm = nn.LayerNorm(self.num_features, eps=self.norm_eps) if self.num_classes else None
-        self.head = nn.Linear(self.num_features, self.num_classes) if self.num_classes else None
+        self.head = TokenLinear(self.num_features, self.num_classes) if self.num_classes else None
 
     def forward_head(self, trunk: Tensor) -> Tensor:
         if self.norm is None or self.head is None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from zoo.backbones.base import Backbone
 from zoo.layers.drop_path import DropPath
 from zoo.layers.stages import drop_path_rates, per_stage
+from zoo.layers.token_linear import TokenLinear
 from zoo.registry import register_model, variant
 
 
@@ -217,7 +218,7 @@ class ResidualAttentionNetwork(Backbone):
 
     def _make_head(self, num_classes: int) -> None:
         self.norm = nn.BatchNorm2d(self.num_features) if num_classes else None
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else None
+        self.head = TokenLinear(self.num_features, num_classes) if num_classes else None
 
     def forward_trunk(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         x = self.stem(x.contiguous(memory_format=torch.channels_last))

@@ -21,6 +21,7 @@ from zoo.layers.mlp import Mlp
 from zoo.layers.padding import to_pair
 from zoo.layers.patch_conv import PatchConv
 from zoo.layers.stages import drop_path_rates, per_stage
+from zoo.layers.token_linear import TokenLinear
 from zoo.layers.token_positions import TokenPositions
 from zoo.mixers.sparsifiner import SparsifinerAttention
 from zoo.registry import register_model, variant
@@ -188,8 +189,8 @@ class Sparsifiner(Backbone):
     def _make_head(self, num_classes: int) -> None:
         width = self.representation_size or self.num_features
         self.norm = nn.LayerNorm(self.num_features, eps=self.norm_eps) if num_classes else None
-        self.pre_logits = nn.Linear(self.num_features, width) if num_classes and self.representation_size else None
-        self.head = nn.Linear(width, num_classes) if num_classes else None
+        self.pre_logits = TokenLinear(self.num_features, width) if num_classes and self.representation_size else None
+        self.head = TokenLinear(width, num_classes) if num_classes else None
 
     def block_tokens(self, x: Tensor) -> tuple[list[Tensor], list[Tensor | None], tuple[int, int]]:
         """Tokens ``[B, 1 + H*W, C]`` and token mask ``[B, H*W]`` after every block, and the size (H, W) of the map."""

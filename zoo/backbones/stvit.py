@@ -19,6 +19,7 @@ from zoo.backbones.level_trunk import Level, LevelTrunk
 from zoo.layers.drop_path import DropPath
 from zoo.layers.position_encoding import ConvPositionEncoding
 from zoo.layers.stages import drop_path_rates, per_stage
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.super_token import SuperTokenAttention
 from zoo.registry import register_model, variant
 
@@ -35,10 +36,10 @@ class ConvMlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = TokenLinear(dim, hidden)
         self.act = nn.GELU()
         self.conv = ConvPositionEncoding(hidden, 3)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = TokenLinear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.conv(self.act(self.fc1(x))))
@@ -207,9 +208,9 @@ class STViT(LevelTrunk):
 
     def _make_head(self) -> None:
         classes = self.num_classes
-        self.proj = nn.Linear(self.num_features, self.projection) if classes else None
+        self.proj = TokenLinear(self.num_features, self.projection) if classes else None
         self.norm = MapBatchNorm(self.projection) if classes else None
-        self.head = nn.Linear(self.projection, classes) if classes else None
+        self.head = TokenLinear(self.projection, classes) if classes else None
 
     def forward_head(self, trunk: Tensor) -> Tensor:
         if self.proj is None or self.norm is None or self.head is None:

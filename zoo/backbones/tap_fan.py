@@ -23,6 +23,7 @@ from zoo.layers.drop_path import DropPath
 from zoo.layers.mlp import Mlp
 from zoo.layers.patch_conv import PatchConv
 from zoo.layers.stages import per_stage
+from zoo.layers.token_linear import TokenLinear
 from zoo.layers.token_pooling import TokenAwarePooling
 from zoo.mixers.tap import RecordedAttention
 from zoo.registry import register_model, variant
@@ -34,7 +35,7 @@ class FourierPositions(nn.Module):
     def __init__(self, dim: int, hidden: int = 32, temperature: float = 10000.0):
         super().__init__()
         self.hidden, self.temperature = hidden, temperature
-        self.token_projection = nn.Linear(2 * hidden, dim)
+        self.token_projection = TokenLinear(2 * hidden, dim)
 
     def _axis(self, size: int, like: Tensor) -> Tensor:
         """``[size, hidden]``: sine and cosine in turns, of coordinates 1 ... size in units of the whole axis."""
@@ -88,13 +89,13 @@ class ConvMlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = TokenLinear(dim, hidden)
         self.conv1 = DepthwiseConv(hidden, 3)
         self.act = nn.GELU()
         self.bn = nn.BatchNorm2d(hidden)
         self.conv2 = DepthwiseConv(hidden, 3)
         self.gamma = nn.Parameter(torch.ones(hidden))
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = TokenLinear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
@@ -114,7 +115,7 @@ class ChannelProcessing(nn.Module):
         if dim % num_heads:
             raise ValueError(f"dim={dim} must be a multiple of the channel attention's num_heads={num_heads}")
         self.num_heads = num_heads
-        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.q = TokenLinear(dim, dim, bias=qkv_bias)
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
         self.mlp_v = ConvMlp(dim, hidden)
         self.norm_v = nn.LayerNorm(dim, eps=norm_eps)
@@ -320,7 +321,7 @@ class TapFan(Backbone):
             ClassBlock(dim, heads, ratio, bias, eta, eps) for _ in range(layers if num_classes else 0)
         )
         self.norm = nn.LayerNorm(dim, eps=eps) if num_classes else None
-        self.head = nn.Linear(dim, num_classes) if num_classes else None
+        self.head = TokenLinear(dim, num_classes) if num_classes else None
         self.no_decay = ("cls_token",)
         if self.cls_token is not None:
             nn.init.trunc_normal_(self.cls_token, std=0.02)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from zoo.backbones.base import Backbone
 from zoo.layers.drop_path import DropPath
 from zoo.layers.patch_conv import PatchConv
+from zoo.layers.token_linear import TokenLinear
 from zoo.layers.token_pooling import TokenAwarePooling
 from zoo.mixers.tap import RecordedAttention
 from zoo.registry import register_model, variant
@@ -157,7 +158,7 @@ class TapRvt(Backbone):
             done += n
         self.pools = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1, groups=a) for a, b in zip(dims, dims[1:]))
         self.norm = nn.LayerNorm(dims[-1], eps=1e-6) if num_classes else None
-        self.head = nn.Linear(dims[-1], num_classes) if num_classes else None
+        self.head = TokenLinear(dims[-1], num_classes) if num_classes else None
         self.freeze()
 
     def forward_trunk(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -183,7 +184,7 @@ class TapRvt(Backbone):
         self.norm = self.head = None
         if num_classes:
             self.norm = norm or nn.LayerNorm(self.num_features, eps=1e-6).to(like)
-            self.head = nn.Linear(self.num_features, num_classes).to(like)
+            self.head = TokenLinear(self.num_features, num_classes).to(like)
 
     def stage_modules(self) -> list[list[nn.Module]]:
         later = [[self.pools[i - 1], self.stages[i]] for i in range(1, len(self.stages))]

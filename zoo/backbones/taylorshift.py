@@ -20,6 +20,7 @@ from zoo.layers.padding import to_pair
 from zoo.layers.patch_conv import PatchConv
 from zoo.layers.pre_norm_block import PreNormBlock
 from zoo.layers.stages import drop_path_rates
+from zoo.layers.token_linear import TokenLinear
 from zoo.layers.token_positions import TokenPositions
 from zoo.mixers.taylorshift import TaylorShiftAttention
 from zoo.registry import register_model, variant
@@ -153,7 +154,7 @@ class TokenHead(nn.Module):
         self.pool, self.prefix = pool, prefix
         self.norm = nn.Identity() if after else nn.LayerNorm(dim, eps=norm_eps)
         self.fc_norm = nn.LayerNorm(dim, eps=norm_eps) if after else nn.Identity()
-        self.fc = nn.Linear(dim, num_classes)
+        self.fc = TokenLinear(dim, num_classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.norm(tokens)

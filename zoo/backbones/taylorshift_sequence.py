@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.backbones.hybrid_base import init_linear
 from zoo.backbones.taylorshift import TaylorShiftTrunk, TokenHead
+from zoo.layers.token_linear import TokenLinear
 
 
 def sinusoids(length: int, dim: int) -> Tensor:
@@ -93,7 +94,7 @@ class TaylorShiftTransformer(nn.Module):
     ):
         super().__init__()
         self.max_seq_len, self.input_dim, self.no_embed_class = max_seq_len, input_dim, no_embed_class
-        self.embedding = SequenceConv(input_dim, embed_dim) if conv_embed else nn.Linear(input_dim, embed_dim)
+        self.embedding = SequenceConv(input_dim, embed_dim) if conv_embed else TokenLinear(input_dim, embed_dim)
         self.register_buffer("positions", sinusoids(max_seq_len, embed_dim))
         self.trunk = TaylorShiftTrunk(
             embed_dim,

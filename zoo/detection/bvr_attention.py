@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.detection.conv_tower import ConvGN
+from zoo.layers.token_linear import TokenLinear
 from zoo_kernels.dense_attention import dense_attention
 
 
@@ -120,7 +121,7 @@ class RelationAttention(nn.Module):
         self.num_heads, self.appearance = num_heads, appearance
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = nn.Linear(dim, dim)
+        self.out_proj = TokenLinear(dim, dim)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -195,8 +196,8 @@ class BVRTransformer(nn.Module):
             )
         self.cat_pos = cat_pos
         if cat_pos:
-            self.embed_trans = nn.Sequential(nn.Linear(dim + 2 * num_types, dim), nn.ReLU())
-            self.pos_trans = nn.Linear(2, 2, bias=False)
+            self.embed_trans = nn.Sequential(TokenLinear(dim + 2 * num_types, dim), nn.ReLU())
+            self.pos_trans = TokenLinear(2, 2, bias=False)
 
     def embeddings(self) -> list[Any]:
         """The location embedding of each type; None without location."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from zoo.detection.boxes import inverse_sigmoid, xyxy_to_cxcywh
 from zoo.detection.co_assign import Permutation
 from zoo.detection.positions import coordinate_sines
+from zoo.layers.token_linear import TokenLinear
 
 #: queries of an image at least
 LEAST = 9
@@ -102,10 +103,10 @@ class PositiveQueries(nn.Module):
         super().__init__()
         self.dim, self.with_positions, self.with_features = dim, with_positions, with_features
         out = dim * 2 if with_positions else dim
-        self.boxes = nn.ModuleList(nn.Linear(dim * 2, out) for _ in range(num_heads))
+        self.boxes = nn.ModuleList(TokenLinear(dim * 2, out) for _ in range(num_heads))
         self.boxes_norm = nn.ModuleList(nn.LayerNorm(out) for _ in range(num_heads))
         if with_features:
-            self.features = nn.ModuleList(nn.Linear(dim, dim) for _ in range(num_heads))
+            self.features = nn.ModuleList(TokenLinear(dim, dim) for _ in range(num_heads))
             self.features_norm = nn.ModuleList(nn.LayerNorm(dim) for _ in range(num_heads))
         # One number a head, as the authors' checkpoints have it; it was meant to be a vector.
         self.head_embed = nn.Parameter(torch.empty(num_heads, 1)) if with_positions else None

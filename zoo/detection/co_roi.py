@@ -17,6 +17,7 @@ from torchvision.ops import clip_boxes_to_image, roi_align
 from zoo.detection.co_anchors import Offsets
 from zoo.detection.co_assign import Permutation, assign_by_overlap, sample
 from zoo.detection.co_postprocess import best_of_classes
+from zoo.layers.token_linear import TokenLinear
 
 #: side of a region's features
 SIDE = 7
@@ -47,8 +48,8 @@ class RoIHead(nn.Module):
         self.num_classes, self.strides, self.finest, self.samples = num_classes, tuple(strides), finest, samples
         self.offsets = Offsets((0.1, 0.1, 0.2, 0.2))
         self.shared = TwoMLPHead(in_channels * SIDE**2, channels)
-        self.classifier = nn.Linear(channels, num_classes + 1)
-        self.locate = nn.Linear(channels, num_classes * 4)
+        self.classifier = TokenLinear(channels, num_classes + 1)
+        self.locate = TokenLinear(channels, num_classes * 4)
         for layer in (self.shared.fc6, self.shared.fc7):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)

@@ -19,6 +19,7 @@ from zoo.detection.detr import Encoder, EncoderLayer, as_tokens, layer_predictio
 from zoo.detection.images import mask_at
 from zoo.detection.layers import MLP, classifier_bias, start_at_reference
 from zoo.detection.positions import box_sines, build_positions
+from zoo.layers.token_linear import TokenLinear
 
 
 class ConditionalDecoder(LayerStack):
@@ -125,7 +126,7 @@ class ConditionalDETR(nn.Module):
         self.position = build_positions(position, dim)
         self.input_proj = nn.Conv2d(channels[-1], dim, 1)
         self.query_embed = nn.Embedding(num_queries, dim)
-        self.class_embed = nn.Linear(dim, num_classes)
+        self.class_embed = TokenLinear(dim, num_classes)
         self.bbox_embed = MLP(dim, dim, 4, 3)
         nn.init.constant_(self.class_embed.bias, classifier_bias())
         start_at_reference(self.bbox_embed)

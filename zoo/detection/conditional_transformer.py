@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.detection.layers import activation as build_activation
+from zoo.layers.token_linear import TokenLinear
 from zoo_kernels.dense_attention import dense_attention
 
 
@@ -24,7 +25,7 @@ class ProjectedAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, dropout: float = 0.0):
         super().__init__()
         self.num_heads, self.dropout = num_heads, dropout
-        self.out_proj = nn.Linear(dim, dim)
+        self.out_proj = TokenLinear(dim, dim)
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -71,21 +72,21 @@ class ConditionalDecoderLayer(nn.Module):
     ):
         super().__init__()
         self.nhead = nhead
-        self.sa_qcontent_proj = nn.Linear(d_model, d_model)
-        self.sa_qpos_proj = nn.Linear(d_model, d_model)
-        self.sa_kcontent_proj = nn.Linear(d_model, d_model)
-        self.sa_kpos_proj = nn.Linear(d_model, d_model)
-        self.sa_v_proj = nn.Linear(d_model, d_model)
-        self.ca_qcontent_proj = nn.Linear(d_model, d_model)
-        self.ca_kcontent_proj = nn.Linear(d_model, d_model)
-        self.ca_kpos_proj = nn.Linear(d_model, d_model)
-        self.ca_v_proj = nn.Linear(d_model, d_model)
-        self.ca_qpos_sine_proj = nn.Linear(d_model, d_model)
-        self.ca_qpos_proj = nn.Linear(d_model, d_model) if positions_in_content else None
+        self.sa_qcontent_proj = TokenLinear(d_model, d_model)
+        self.sa_qpos_proj = TokenLinear(d_model, d_model)
+        self.sa_kcontent_proj = TokenLinear(d_model, d_model)
+        self.sa_kpos_proj = TokenLinear(d_model, d_model)
+        self.sa_v_proj = TokenLinear(d_model, d_model)
+        self.ca_qcontent_proj = TokenLinear(d_model, d_model)
+        self.ca_kcontent_proj = TokenLinear(d_model, d_model)
+        self.ca_kpos_proj = TokenLinear(d_model, d_model)
+        self.ca_v_proj = TokenLinear(d_model, d_model)
+        self.ca_qpos_sine_proj = TokenLinear(d_model, d_model)
+        self.ca_qpos_proj = TokenLinear(d_model, d_model) if positions_in_content else None
         self.self_attn = ProjectedAttention(d_model, nhead, dropout)
         self.cross_attn = ProjectedAttention(d_model, nhead, dropout)
-        self.linear1 = nn.Linear(d_model, dim_feedforward)
-        self.linear2 = nn.Linear(dim_feedforward, d_model)
+        self.linear1 = TokenLinear(d_model, dim_feedforward)
+        self.linear2 = TokenLinear(dim_feedforward, d_model)
         self.norm1 = nn.LayerNorm(d_model)
         self.norm2 = nn.LayerNorm(d_model)
         self.norm3 = nn.LayerNorm(d_model)

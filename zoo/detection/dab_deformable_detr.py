@@ -28,6 +28,7 @@ from zoo.detection.deformable_transformer import (
 from zoo.detection.denoising import denoising
 from zoo.detection.layers import MLP, InputProjection, classifier_bias, start_at_reference
 from zoo.detection.positions import SinePositions, box_sines
+from zoo.layers.token_linear import TokenLinear
 
 
 class DABDeformableDecoder(LayerStack):
@@ -164,7 +165,7 @@ class DABDeformableDETR(nn.Module):
         self.patterns_embed = nn.Embedding(num_patterns, dim) if num_patterns > 0 else None
         if random_refpoints_xy:
             scatter_centres(self.refpoint_embed)
-        classify, locate = nn.Linear(dim, num_classes), MLP(dim, dim, 4, 3)
+        classify, locate = TokenLinear(dim, num_classes), MLP(dim, dim, 4, 3)
         nn.init.constant_(classify.bias, classifier_bias())
         start_at_reference(locate)
         self.class_embed = nn.ModuleList(copy.deepcopy(classify) for _ in range(layers))

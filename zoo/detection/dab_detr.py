@@ -25,6 +25,7 @@ from zoo.detection.detr import EncoderLayer, as_tokens, layer_predictions
 from zoo.detection.images import mask_at
 from zoo.detection.layers import MLP, classifier_bias, start_at_reference
 from zoo.detection.positions import SinePositions, box_sines
+from zoo.layers.token_linear import TokenLinear
 
 #: of inverse sigmoids in this family
 EPS = 1e-3
@@ -239,7 +240,7 @@ class DABDETR(nn.Module):
         self.position = SinePositions(dim // 2, temperature)
         self.input_proj = nn.Conv2d(channels[-1], dim, 1)
         self.refpoint_embed = nn.Embedding(num_queries, 4)
-        self.class_embed = nn.Linear(dim, num_classes)
+        self.class_embed = TokenLinear(dim, num_classes)
         head = MLP(dim, dim, 4, 3)
         nn.init.constant_(self.class_embed.bias, classifier_bias())
         start_at_reference(head)

@@ -31,6 +31,7 @@ from zoo.detection.deformable_transformer import (
 )
 from zoo.detection.layers import MLP, InputProjection, classifier_bias, shared, start_at_reference
 from zoo.detection.positions import build_positions, coordinate_sines
+from zoo.layers.token_linear import TokenLinear
 
 
 class DeformableTransformer(nn.Module):
@@ -80,12 +81,12 @@ class DeformableTransformer(nn.Module):
         self.decoder = LayerStack([DeformableDecoderLayer(*common, dec_n_points) for _ in range(num_decoder_layers)])
         self.level_embed = nn.Parameter(torch.empty(num_feature_levels, d_model))
         if two_stage:
-            self.enc_output = nn.Linear(d_model, d_model)
+            self.enc_output = TokenLinear(d_model, d_model)
             self.enc_output_norm = nn.LayerNorm(d_model)
-            self.pos_trans = nn.Linear(d_model * 2, d_model * 2)
+            self.pos_trans = TokenLinear(d_model * 2, d_model * 2)
             self.pos_trans_norm = nn.LayerNorm(d_model * 2)
         else:
-            self.reference_points = nn.Linear(d_model, 2)
+            self.reference_points = TokenLinear(d_model, 2)
         init_transformer(self)
         if not two_stage:
             nn.init.zeros_(self.reference_points.bias)
@@ -252,7 +253,7 @@ class DeformableDETR(nn.Module):
         self._make_heads(dim, len(self.transformer.decoder.layers))
 
     def _make_heads(self, dim: int, layers: int) -> None:
-        classify, locate = nn.Linear(dim, self.num_classes), MLP(dim, dim, 4, 3)
+        classify, locate = TokenLinear(dim, self.num_classes), MLP(dim, dim, 4, 3)
         nn.init.constant_(classify.bias, classifier_bias())
         start_at_reference(locate)
         count = layers + self.two_stage

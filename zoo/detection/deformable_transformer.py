@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zoo.detection.layers import activation as build_activation
 from zoo.detection.ms_deform import MSDeformAttn
+from zoo.layers.token_linear import TokenLinear
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -117,9 +118,9 @@ class DeformableDecoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(d_model)
         self.self_attn = nn.MultiheadAttention(d_model, n_heads, dropout=dropout, batch_first=True)
         self.norm2 = nn.LayerNorm(d_model)
-        self.linear1 = nn.Linear(d_model, d_ffn)
+        self.linear1 = TokenLinear(d_model, d_ffn)
         self.activation = build_activation(activation)
-        self.linear2 = nn.Linear(d_ffn, d_model)
+        self.linear2 = TokenLinear(d_ffn, d_model)
         self.norm3 = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
 

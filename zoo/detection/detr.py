@@ -17,6 +17,7 @@ from zoo.detection.images import mask_at
 from zoo.detection.layers import MLP
 from zoo.detection.layers import activation as build_activation
 from zoo.detection.positions import build_positions
+from zoo.layers.token_linear import TokenLinear
 
 
 class EncoderLayer(nn.Module):
@@ -42,8 +43,8 @@ class EncoderLayer(nn.Module):
     ):
         super().__init__()
         self.self_attn = nn.MultiheadAttention(d_model, nhead, dropout=dropout, batch_first=True)
-        self.linear1 = nn.Linear(d_model, dim_feedforward)
-        self.linear2 = nn.Linear(dim_feedforward, d_model)
+        self.linear1 = TokenLinear(d_model, dim_feedforward)
+        self.linear2 = TokenLinear(dim_feedforward, d_model)
         self.norm1 = nn.LayerNorm(d_model)
         self.norm2 = nn.LayerNorm(d_model)
         self.activation = build_activation(activation)
@@ -81,8 +82,8 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.self_attn = nn.MultiheadAttention(d_model, nhead, dropout=dropout, batch_first=True)
         self.multihead_attn = nn.MultiheadAttention(d_model, nhead, dropout=dropout, batch_first=True)
-        self.linear1 = nn.Linear(d_model, dim_feedforward)
-        self.linear2 = nn.Linear(dim_feedforward, d_model)
+        self.linear1 = TokenLinear(d_model, dim_feedforward)
+        self.linear2 = TokenLinear(dim_feedforward, d_model)
         self.norm1 = nn.LayerNorm(d_model)
         self.norm2 = nn.LayerNorm(d_model)
         self.norm3 = nn.LayerNorm(d_model)
@@ -253,7 +254,7 @@ class DETR(nn.Module):
         self.position = build_positions(position, dim)
         self.input_proj = nn.Conv2d(channels[-1], dim, 1)
         self.query_embed = nn.Embedding(num_queries, dim)
-        self.class_embed = nn.Linear(dim, num_classes + 1)
+        self.class_embed = TokenLinear(dim, num_classes + 1)
         self.bbox_embed = MLP(dim, dim, 4, 3)
 
     def forward(self, features: Sequence[Tensor], mask: Tensor, targets: Any = None) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from zoo.detection.deformable_transformer import (
 from zoo.detection.denoising import Denoising, contrastive_denoising
 from zoo.detection.layers import MLP, InputProjection, classifier_bias, start_at_reference
 from zoo.detection.positions import SinePositions, box_sines
+from zoo.layers.token_linear import TokenLinear
 
 #: of inverse sigmoids in this family
 EPS = 1e-3
@@ -137,7 +138,7 @@ class DINOTransformer(nn.Module):
         self.tgt_embed = nn.Embedding(num_queries, d_model) if embed_init_tgt or not self.two_stage else None
         self.refpoint_embed = None
         if self.two_stage:
-            self.enc_output = nn.Linear(d_model, d_model)
+            self.enc_output = TokenLinear(d_model, d_model)
             self.enc_output_norm = nn.LayerNorm(d_model)
         else:
             self.refpoint_embed = nn.Embedding(num_queries, 4)
@@ -270,7 +271,7 @@ class DINO(nn.Module):
         self.position = SinePositions(dim // 2, temperature)
         self.input_proj = InputProjection(channels, dim, num_feature_levels)
         self.label_enc = nn.Embedding(book + 1, dim)
-        classify, locate = nn.Linear(dim, num_classes), MLP(dim, dim, 4, 3)
+        classify, locate = TokenLinear(dim, num_classes), MLP(dim, dim, 4, 3)
         nn.init.constant_(classify.bias, classifier_bias())
         start_at_reference(locate)
         self.class_embed = nn.ModuleList(

@@ -30,6 +30,7 @@ from zoo.detection.dino import DINODecoder, layer_predictions, without_denoising
 from zoo.detection.focus_encoder import FocusEncoder, FocusEncoderLayer, ForegroundSelector
 from zoo.detection.layers import MLP, InputProjection, classifier_bias, start_at_reference
 from zoo.detection.positions import SinePositions
+from zoo.layers.token_linear import TokenLinear
 from zoo_kernels.dispatch import exporting
 
 CASCADE = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)
@@ -85,7 +86,7 @@ class FocusTransformer(nn.Module):
         self.selector = ForegroundSelector(d_model, num_feature_levels)
         self.level_embed = nn.Parameter(torch.empty(num_feature_levels, d_model))
         self.tgt_embed = nn.Embedding(num_queries, d_model) if learnt_init_query else None
-        self.enc_output = nn.Linear(d_model, d_model)
+        self.enc_output = TokenLinear(d_model, d_model)
         self.enc_output_norm = nn.LayerNorm(d_model)
         init_transformer(self)
         nn.init.normal_(self.level_embed)
@@ -198,7 +199,7 @@ class FocusDETR(nn.Module):
         self.position = SinePositions(dim // 2, half_pixel=True)
         self.input_proj = InputProjection(channels, dim, num_feature_levels, norm_groups)
         self.label_enc = nn.Embedding(num_classes, dim)
-        classify, locate = nn.Linear(dim, num_classes), MLP(dim, dim, 4, 3)
+        classify, locate = TokenLinear(dim, num_classes), MLP(dim, dim, 4, 3)
         nn.init.constant_(classify.bias, classifier_bias())
         start_at_reference(locate)
         self.class_embed = nn.ModuleList(copy.deepcopy(classify) for _ in range(layers + 1))

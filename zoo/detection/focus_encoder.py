@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.detection.deformable_transformer import DeformableEncoderLayer, LayerStack, Shapes, gather_tokens
+from zoo.layers.token_linear import TokenLinear
 
 
 class ScorePredictor(nn.Module):
@@ -24,9 +25,9 @@ class ScorePredictor(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.layer1 = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
+        self.layer1 = nn.Sequential(nn.LayerNorm(dim), TokenLinear(dim, dim), nn.GELU())
         self.layer2 = nn.Sequential(
-            nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, dim // 4), nn.GELU(), nn.Linear(dim // 4, 1)
+            TokenLinear(dim, dim // 2), nn.GELU(), TokenLinear(dim // 2, dim // 4), nn.GELU(), TokenLinear(dim // 4, 1)
         )
 
     def forward(self, x: Tensor) -> Tensor:

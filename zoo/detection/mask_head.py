@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.layers.token_linear import TokenLinear
+
 
 class AttentionMaps(nn.Module):
     """How much each query attends to each place, by head; the softmax is over heads and places together.
@@ -26,8 +28,8 @@ class AttentionMaps(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.scale = (hidden_dim / num_heads) ** -0.5
-        self.q_linear = nn.Linear(query_dim, hidden_dim)
-        self.k_linear = nn.Linear(query_dim, hidden_dim)
+        self.q_linear = TokenLinear(query_dim, hidden_dim)
+        self.k_linear = TokenLinear(query_dim, hidden_dim)
         self.dropout = nn.Dropout(dropout)
         for layer in (self.q_linear, self.k_linear):
             nn.init.xavier_uniform_(layer.weight)

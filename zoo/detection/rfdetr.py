@@ -21,6 +21,7 @@ from zoo.detection.projector import MultiScaleProjector
 from zoo.detection.rfdetr_keypoints import CHANNELS, active_mask, by_class, class_boost, placed
 from zoo.detection.rfdetr_masks import Factors, SegmentationHead, dense_masks
 from zoo.detection.rfdetr_transformer import RFDETRTransformer, moved
+from zoo.layers.token_linear import TokenLinear
 
 
 class RFDETR(nn.Module):
@@ -101,7 +102,7 @@ class RFDETR(nn.Module):
         self.refpoint_embed = nn.Embedding(num_queries * groups, 4)
         self.query_feat = nn.Embedding(num_queries * groups, dim)
         nn.init.zeros_(self.refpoint_embed.weight)
-        self.class_embed, self.bbox_embed = nn.Linear(dim, num_classes), MLP(dim, dim, 4, 3)
+        self.class_embed, self.bbox_embed = TokenLinear(dim, num_classes), MLP(dim, dim, 4, 3)
         nn.init.constant_(self.class_embed.bias, classifier_bias())
         self.keypoint_embed = self.segmentation_head = None
         if keypoint_counts:

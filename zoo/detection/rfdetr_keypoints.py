@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from zoo.detection.deformable_transformer import Shapes
 from zoo.detection.ms_deform import MSDeformAttn
+from zoo.layers.token_linear import TokenLinear
 
 #: numbers predicted for a keypoint: dx, dy, findable, visible, three of the precision, share of the class score
 CHANNELS = 8
@@ -72,8 +73,8 @@ class KeypointQueries(nn.Module):
     def __init__(self, dim: int, count: int, out_dim: int):
         super().__init__()
         self.queries = nn.Parameter(torch.randn(count, out_dim))
-        self.adaLN_modulation = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, 3 * out_dim))
-        self.out_proj = nn.Linear(out_dim, out_dim)
+        self.adaLN_modulation = nn.Sequential(TokenLinear(dim, dim), nn.GELU(), TokenLinear(dim, 3 * out_dim))
+        self.out_proj = TokenLinear(out_dim, out_dim)
 
     def reset(self) -> None:
         """Start without modulation."""
@@ -121,7 +122,7 @@ class KeypointBranch(nn.Module):
         narrow = downscale > 1
 
         def linear(a: int, b: int) -> nn.Module:
-            return nn.Linear(a, b) if narrow else nn.Identity()
+            return TokenLinear(a, b) if narrow else nn.Identity()
 
         self.inst_in_proj, self.inst_pos_in_proj = linear(d_model, dim), linear(d_model, dim)
         self.inst_out_proj, self.memory_in_proj = linear(dim, d_model), linear(d_model, dim)
@@ -136,8 +137,8 @@ class KeypointBranch(nn.Module):
         if cross_attn:
             self.kp_cross_attn = MSDeformAttn(dim, n_levels, ca_heads, n_points)
             self.kp_cross_attn_norm = nn.LayerNorm(dim)
-        self.kp_linear1 = nn.Linear(dim, d_model * 4 // downscale)
-        self.kp_linear3 = nn.Linear(d_model * 4 // downscale, dim)
+        self.kp_linear1 = TokenLinear(dim, d_model * 4 // downscale)
+        self.kp_linear3 = TokenLinear(d_model * 4 // downscale, dim)
         self.kp_norm5 = nn.LayerNorm(dim)
         self.instance_kp_layer_scale = nn.Parameter(torch.full((1,), 1e-6))
         self.dropout = nn.Dropout(dropout)

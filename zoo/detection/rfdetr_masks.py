@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.layers.token_linear import TokenLinear
+
 Factors = dict[str, Tensor]
 
 
@@ -26,7 +28,7 @@ class DepthwiseBlock(nn.Module):
         super().__init__()
         self.dwconv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.pwconv1 = nn.Linear(dim, dim)
+        self.pwconv1 = TokenLinear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]``."""
@@ -45,7 +47,7 @@ class QueryBlock(nn.Module):
     def __init__(self, dim: int, hidden: int):
         super().__init__()
         self.norm_in = nn.LayerNorm(dim)
-        self.layers = nn.ModuleList([nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)])
+        self.layers = nn.ModuleList([TokenLinear(dim, hidden), nn.GELU(), TokenLinear(hidden, dim)])
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., C]``."""
@@ -73,7 +75,7 @@ class SegmentationHead(nn.Module):
         self.blocks = nn.ModuleList(DepthwiseBlock(dim) for _ in range(num_layers))
         self.spatial_features_proj = nn.Conv2d(dim, dim, 1)
         self.query_features_block = QueryBlock(dim, 4 * dim if hidden is None else hidden)
-        self.query_features_proj = nn.Linear(dim, dim)
+        self.query_features_proj = TokenLinear(dim, dim)
         self.bias = nn.Parameter(torch.zeros(1))
 
     def resized(self, x: Tensor, image_size: tuple[int, int]) -> Tensor:

@@ -25,6 +25,7 @@ from zoo.detection.layers import MLP
 from zoo.detection.ms_deform import MSDeformAttn
 from zoo.detection.positions import box_sines
 from zoo.detection.rfdetr_keypoints import KeypointBranch, KeypointQueries, class_mask, placed
+from zoo.layers.token_linear import TokenLinear
 
 
 def moved(reference: Tensor, delta: Tensor, reparam: bool) -> Tensor:
@@ -67,8 +68,8 @@ class GroupDecoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(d_model)
         self.cross_attn = MSDeformAttn(d_model, n_levels, ca_heads, n_points)
         self.norm2 = nn.LayerNorm(d_model)
-        self.linear1 = nn.Linear(d_model, dim_feedforward)
-        self.linear2 = nn.Linear(dim_feedforward, d_model)
+        self.linear1 = TokenLinear(d_model, dim_feedforward)
+        self.linear2 = TokenLinear(dim_feedforward, d_model)
         self.norm3 = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
         self.keypoints = None
@@ -215,7 +216,7 @@ class RFDETRTransformer(nn.Module):
         self.decoder = GroupDecoder(layers, d_model, decoder_norm, keypoint_counts, keypoint_dim)
         self.keypoint_query_initializer = self.keypoint_query_initializer_enc = None
         if two_stage:
-            self.enc_output = nn.ModuleList(nn.Linear(d_model, d_model) for _ in range(groups))
+            self.enc_output = nn.ModuleList(TokenLinear(d_model, d_model) for _ in range(groups))
             self.enc_output_norm = nn.ModuleList(nn.LayerNorm(d_model) for _ in range(groups))
             if keypoint_counts:
                 count = sum(keypoint_counts)

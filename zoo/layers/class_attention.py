@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from zoo.layers.token_linear import TokenLinear
 from zoo_kernels.dense_attention import dense_attention
 
 
@@ -22,9 +23,9 @@ class ClassAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True):
         super().__init__()
         self.num_heads = num_heads
-        self.q = nn.Linear(dim, dim, bias=qkv_bias)
-        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.q = TokenLinear(dim, dim, bias=qkv_bias)
+        self.kv = TokenLinear(dim, 2 * dim, bias=qkv_bias)
+        self.proj = TokenLinear(dim, dim)
 
     def forward(self, prefix: Tensor, x: Tensor) -> Tensor:
         """``prefix [B, P, C]`` and the map ``x [B, H, W, C]`` -> ``[B, P, C]``."""

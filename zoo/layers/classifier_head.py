@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from zoo.layers.token_linear import TokenLinear
+
 
 class ClassifierHead(nn.Module):
     """Logits ``[B, num_classes]`` of tokens ``[B, N, C]``.
@@ -17,7 +19,7 @@ class ClassifierHead(nn.Module):
     def __init__(self, dim: int, num_classes: int, norm_eps: float | None = 1e-6):
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=norm_eps) if norm_eps is not None else nn.Identity()
-        self.fc = nn.Linear(dim, num_classes)
+        self.fc = TokenLinear(dim, num_classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.fc(self.norm(tokens).mean(1))

@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from zoo.layers.token_linear import TokenLinear
+
 
 class LearnableFourierPosition(nn.Module):
     """An MLP of ``[cos(W r), sin(W r)] / sqrt(features)`` of the place r = (x, y), each 0 to 1.
@@ -26,8 +28,10 @@ class LearnableFourierPosition(nn.Module):
     def __init__(self, dim: int, gamma: float = 1 / 2.5, features: int = 256, hidden: int = 128):
         super().__init__()
         self.features = features
-        self.frequencies = nn.Linear(2, features // 2, bias=False)
-        self.mlp = nn.Sequential(nn.Linear(features, hidden), nn.GLU(), nn.Linear(hidden // 2, dim), nn.LayerNorm(dim))
+        self.frequencies = TokenLinear(2, features // 2, bias=False)
+        self.mlp = nn.Sequential(
+            TokenLinear(features, hidden), nn.GLU(), TokenLinear(hidden // 2, dim), nn.LayerNorm(dim)
+        )
         nn.init.normal_(self.frequencies.weight, std=gamma**-2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,7 +70,7 @@ class RotationalPosition(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.start_vector = nn.Parameter(torch.tensor([0.0, 1.0]))
-        self.projection = nn.Linear(4, dim)
+        self.projection = TokenLinear(4, dim)
 
     def _turned(self, size: int, like: Tensor) -> Tensor:
         """``[size, 2]``"""

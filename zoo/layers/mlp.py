@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from zoo.layers.token_linear import TokenLinear
+
 
 class Mlp(nn.Module):
     """Linear, activation, linear over the last dimension.
@@ -16,9 +18,9 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, act_layer: type[nn.Module] = nn.GELU):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = TokenLinear(dim, hidden)
         self.act = act_layer()
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = TokenLinear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., C] -> [..., C]``."""

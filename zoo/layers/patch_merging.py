@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from zoo.layers.padding import pad_hwc
+from zoo.layers.token_linear import TokenLinear
 
 
 class PatchMerging(nn.Module):
@@ -20,7 +21,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int, norm_eps: float = 1e-5):
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim, eps=norm_eps)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = TokenLinear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = pad_hwc(x.permute(0, 2, 3, 1), (2, 2))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from zoo.layers.token_linear import TokenLinear
+
 
 def pool_bounds(size: int, pooled: int) -> list[tuple[int, int]]:
     """First and last-but-one-past position of each cell that adaptive average pooling makes of ``size`` positions."""
@@ -44,9 +46,9 @@ class RelativeMlp(nn.Module):
     def __init__(self, num_heads: int, trained_size: tuple[int, int], hidden: int = 512):
         super().__init__()
         self.trained_size = trained_size
-        self.fc1 = nn.Linear(2, hidden)
+        self.fc1 = TokenLinear(2, hidden)
         self.act = nn.ReLU()
-        self.fc2 = nn.Linear(hidden, num_heads)
+        self.fc2 = TokenLinear(hidden, num_heads)
         #: small network of positions, as the authors have it
         self.no_decay = ("fc1.weight", "fc2.weight")
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from zoo.layers.depthwise import DepthwiseConv
 from zoo.layers.padding import to_pair
 from zoo.layers.spatial_reduction import SpatialReduction
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.mixers.sampling import Drawing, Heats, place
 from zoo.registry import register_mixer
@@ -266,13 +267,13 @@ class AgentAttention(Mixer):
         self.takes_prefix = takes_prefix
         if sr_ratio > 1 or separate_projections:
             self.qkv = None
-            self.q = nn.Linear(dim, dim, bias=qkv_bias)
-            self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+            self.q = TokenLinear(dim, dim, bias=qkv_bias)
+            self.kv = TokenLinear(dim, 2 * dim, bias=qkv_bias)
         else:
-            self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+            self.qkv = TokenLinear(dim, 3 * dim, bias=qkv_bias)
         self.reduction = SpatialReduction(dim, sr_ratio) if sr_ratio > 1 else None
         self.core = AgentCore(dim, num_heads, num_agents, size, kv_size, takes_prefix, pool_side)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = TokenLinear(dim, dim)
 
     def forward(self, x: Tensor, prefix: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         self._check(x, prefix)

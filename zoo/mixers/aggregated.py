@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from zoo.layers.padding import to_pair
 from zoo.layers.relative_mlp import RelativeMlp
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.mixers.moh import HeadGates, default_heads, initial_temperature
 from zoo.registry import register_mixer
@@ -67,19 +68,19 @@ class AggregatedAttention(Mixer):
         routed = routed if routed_heads is None else routed_heads
         self.window_size, self.sr_ratio, self.pool_size = window_size, sr_ratio, pool_size
         cells = window_size**2
-        self.q = nn.Linear(dim, dim, bias=qkv_bias)
-        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        self.q = TokenLinear(dim, dim, bias=qkv_bias)
+        self.kv = TokenLinear(dim, 2 * dim, bias=qkv_bias)
         self.query_embedding = nn.Parameter(torch.empty(num_heads, 1, self.head_dim))
         self.temperature = initial_temperature(num_heads)
         self.local_bias = nn.Parameter(torch.empty(num_heads, cells))
         self.learnable_tokens = nn.Parameter(torch.empty(num_heads, self.head_dim, cells))
         self.learnable_bias = nn.Parameter(torch.zeros(num_heads, 1, cells))
-        self.sr = nn.Linear(dim, dim)
+        self.sr = TokenLinear(dim, dim)
         self.act = nn.GELU()
         self.norm = nn.LayerNorm(dim)
         self.position = RelativeMlp(num_heads, to_pair(input_size, "input_size"))
         self.gates = HeadGates(dim, num_heads, shared, routed)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = TokenLinear(dim, dim)
         self.no_decay = ("query_embedding", "temperature", "local_bias")
         nn.init.trunc_normal_(self.query_embedding, std=0.02)
         nn.init.trunc_normal_(self.local_bias, std=0.0004)

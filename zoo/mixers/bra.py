@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from zoo.layers.depthwise import DepthwiseConv
 from zoo.layers.padding import pad_hwc
+from zoo.layers.token_linear import TokenLinear
 from zoo.layers.windows import window_partition, window_reverse
 from zoo.mixers.base import Mixer, row_normalised
 from zoo.mixers.sampling import Drawing, Routes, place, tiles
@@ -230,10 +231,10 @@ class BiLevelRoutingAttention(RoutedMixer):
         self.n_win, self.qk_dim, self.topk = n_win, qk_dim, topk
         self.scale = qk_scale or qk_dim**-0.5
         self.diff_routing, self.soft_routing, self.auto_pad = diff_routing, soft_routing, auto_pad
-        self.qkv_linear = nn.Linear(dim, 2 * qk_dim + dim)
-        self.wo = nn.Linear(dim, dim) if param_attention == "qkvo" else nn.Identity()
+        self.qkv_linear = TokenLinear(dim, 2 * qk_dim + dim)
+        self.wo = TokenLinear(dim, dim) if param_attention == "qkvo" else nn.Identity()
         self.lepe = DepthwiseConv(dim, side_dwconv) if side_dwconv > 0 else None
-        self.router = nn.Linear(qk_dim, qk_dim) if param_routing else None
+        self.router = TokenLinear(qk_dim, qk_dim) if param_routing else None
         self.kv_pool = _kv_pool(kv_downsample_mode, kv_per_win, kv_downsample_ratio)
         self._pooled = (kv_downsample_mode, kv_per_win, kv_downsample_ratio)
 
@@ -338,8 +339,8 @@ class RegionRoutingAttention(RoutedMixer):
             raise ValueError(f"topk={topk}: accepted are numbers of regions from 1")
         self.n_win, self.topk = n_win, topk
         self.scale = qk_scale or dim**-0.5
-        self.qkv_linear = nn.Linear(dim, 3 * dim)
-        self.wo = nn.Linear(dim, dim)
+        self.qkv_linear = TokenLinear(dim, 3 * dim)
+        self.wo = TokenLinear(dim, dim)
         self.lepe = DepthwiseConv(dim, side_dwconv) if side_dwconv > 0 else None
 
     def _size(self, height: int, width: int) -> tuple[int, int]:

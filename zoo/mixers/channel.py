@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.registry import register_mixer
 from zoo_kernels.channel_attention import channel_attention
@@ -26,8 +27,8 @@ class ChannelAttention(Mixer):
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True):
         super().__init__(dim, num_heads)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = TokenLinear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = TokenLinear(dim, dim)
 
     def forward(self, x: Tensor, prefix: Tensor | None = None) -> Tensor:
         """``[B, H, W, C] -> [B, H, W, C]``; raises TypeError if ``prefix`` is given."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.registry import register_mixer
 
@@ -54,10 +55,10 @@ class CircularAttention(Mixer):
 
     def __init__(self, dim: int, num_heads: int = 8, averaged_key: bool = False, qkv_bias: bool = True):
         super().__init__(dim, num_heads)
-        self.score = None if averaged_key else nn.Linear(dim, num_heads, bias=False)
-        self.qk = nn.Linear(dim, 2 * dim, bias=qkv_bias) if averaged_key else None
-        self.v = nn.Linear(dim, dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.score = None if averaged_key else TokenLinear(dim, num_heads, bias=False)
+        self.qk = TokenLinear(dim, 2 * dim, bias=qkv_bias) if averaged_key else None
+        self.v = TokenLinear(dim, dim, bias=qkv_bias)
+        self.proj = TokenLinear(dim, dim)
 
     def weights(self, tokens: Tensor) -> Tensor:
         """First row of the circulant attention, ``[B, heads, N]``, which sums to 1, of tokens ``[B, N, C]``."""

@@ -6,8 +6,9 @@ absolute score, with the sign of the score. Authors' code: github.com/trestad/Co
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import linear_flops
 from zoo.mixers.sequence import SequenceMixer
 from zoo.registry import register_mixer
@@ -30,8 +31,8 @@ class CogAttention(SequenceMixer):
 
     def __init__(self, dim: int, num_heads: int = 8, qkv_bias: bool = True):
         super().__init__(dim, num_heads)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = TokenLinear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = TokenLinear(dim, dim)
 
     def mix(self, tokens: Tensor) -> Tensor:
         q, k, v = (self.split(t) for t in self.qkv(tokens).chunk(3, dim=-1))  # [B, h, N, d]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from zoo.layers.depthwise import DepthwiseConv
 from zoo.layers.padding import pad_hwc, to_pair
+from zoo.layers.token_linear import TokenLinear
 from zoo.layers.windows import window_reverse
 from zoo.mixers.agent import AgentCore
 from zoo.mixers.base import Mixer, linear_flops
@@ -78,12 +79,12 @@ class CrossShapedAttention(Mixer):
         if num_heads % len(sizes):
             raise ValueError(f"num_heads={num_heads} must be even: half of them attend in vertical strips")
         heads, width_b = num_heads // len(sizes), dim // len(sizes)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = TokenLinear(dim, 3 * dim, bias=qkv_bias)
         self.branches = nn.ModuleList(
             SoftmaxCore(width_b, heads, qk_scale) if num_agents is None else AgentCore(width_b, heads, num_agents, size)
             for size in sizes
         )
-        self.proj = nn.Linear(dim, dim)
+        self.proj = TokenLinear(dim, dim)
 
     def _strips(self, height: int, width: int) -> list[tuple[int, int]]:
         """Height and width of the strips of each branch on a map."""

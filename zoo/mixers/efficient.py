@@ -7,8 +7,9 @@ Authors' code: github.com/cmsflash/efficient-attention (MIT).
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.registry import register_mixer
 from zoo_kernels.linear_attention import linear_attention
@@ -50,10 +51,10 @@ class EfficientAttention(Mixer):
                 raise ValueError(f"{name}={width} must be a multiple of num_heads={num_heads}")
         self.num_heads, self.head_dim = num_heads, value_dim // num_heads
         self.key_dim, self.value_dim, self.residual = key_dim, value_dim, residual
-        self.queries = nn.Linear(dim, key_dim, bias=qkv_bias)
-        self.keys = nn.Linear(dim, key_dim, bias=qkv_bias)
-        self.values = nn.Linear(dim, value_dim, bias=qkv_bias)
-        self.proj = nn.Linear(value_dim, dim)
+        self.queries = TokenLinear(dim, key_dim, bias=qkv_bias)
+        self.keys = TokenLinear(dim, key_dim, bias=qkv_bias)
+        self.values = TokenLinear(dim, value_dim, bias=qkv_bias)
+        self.proj = TokenLinear(value_dim, dim)
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, H, W, C'] -> [B, heads, H*W, C'/heads]"""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.padding import to_pair
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.mixers.sequence import SequenceMixer
 from zoo.registry import register_mixer
@@ -79,9 +80,9 @@ class Extractor(SequenceMixer):
         self.weight = nn.Parameter(torch.empty(rows, distances))  # "matrix": output channel first, then input channel
         self.no_decay = () if self.weight_kind == "matrix" else ("weight",)
         nn.init.normal_(self.weight, std=(reach * (dim if self.weight_kind == "matrix" else 1)) ** -0.5)
-        self.extract = nn.Linear(dim, dim, bias=False) if self.projects else None
+        self.extract = TokenLinear(dim, dim, bias=False) if self.projects else None
         self.bias = nn.Parameter(torch.zeros(dim))
-        self.adjust = nn.Linear(dim, dim)
+        self.adjust = TokenLinear(dim, dim)
 
     def distance_weight(self, tokens: int) -> Tensor:
         """The weights for so many tokens: ``[rows, N]`` (causal) or ``[rows, 2N - 1]``."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.padding import to_pair
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.registry import register_mixer
 
@@ -62,8 +63,8 @@ class FFTMixer(Mixer):
         self.base_filter = nn.Parameter(torch.ones(num_heads, self.bins, 1))
         self.base_bias = nn.Parameter(torch.full((num_heads, self.bins, 1), -0.1))
         self.no_decay = ("base_filter", "base_bias")
-        self.adapt1 = nn.Linear(dim, dim) if adaptive else None
-        self.adapt2 = nn.Linear(dim, num_heads * self.bins * 2) if adaptive else None
+        self.adapt1 = TokenLinear(dim, dim) if adaptive else None
+        self.adapt2 = TokenLinear(dim, num_heads * self.bins * 2) if adaptive else None
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, prefix: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:

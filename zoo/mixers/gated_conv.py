@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.layers.depthwise import DepthwiseConv
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.registry import register_mixer
 
@@ -49,10 +50,10 @@ class GatedConv(Mixer):
                 f"{hidden} of expansion_ratio={expansion_ratio}"
             )
         self.sizes = (hidden, hidden - convolved, convolved)  # gate, identity, convolution
-        self.fc1 = nn.Linear(dim, 2 * hidden)
+        self.fc1 = TokenLinear(dim, 2 * hidden)
         self.act = act_layer()
         self.conv = DepthwiseConv(convolved, kernel_size)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = TokenLinear(hidden, dim)
 
     def forward(self, x: Tensor, prefix: Tensor | None = None) -> Tensor:
         """``[B, H, W, C] -> [B, H, W, C]``; raises TypeError if ``prefix`` is given."""

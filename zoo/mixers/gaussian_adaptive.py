@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.mixers.sequence import SequenceMixer
 from zoo.registry import register_mixer
@@ -69,7 +70,7 @@ class GaussianAdaptiveAttention(SequenceMixer):
         self.offset = nn.Parameter(torch.zeros(num_gaussians, num_heads, 1))  # delta
         self.width = nn.Parameter(torch.full((num_gaussians, num_heads, 1), float(initial_width)))  # xi
         self.no_decay = ("offset", "width")
-        self.proj = nn.Linear(dim, dim)
+        self.proj = TokenLinear(dim, dim)
 
     def mix(self, tokens: Tensor) -> Tensor:
         # Blocks of tokens stay in the cache, where whole maps of a large image would each be written and read again.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.layers.padding import remainder
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops, row_normalised
 from zoo.registry import register_mixer
 from zoo_kernels.neighborhood_attention import halo_attention
@@ -70,13 +71,13 @@ class HaloAttention(Mixer):
         self.pooled = stride > 1 and (avg_down or block_size % stride != 0)
         self.query_step = 1 if self.pooled else stride
         self.scale_position = scale_position
-        self.q = nn.Linear(dim, num_heads * self.qk_head_dim, bias=qkv_bias)
-        self.kv = nn.Linear(dim, num_heads * (self.qk_head_dim + self.head_dim), bias=qkv_bias)
+        self.q = TokenLinear(dim, num_heads * self.qk_head_dim, bias=qkv_bias)
+        self.kv = TokenLinear(dim, num_heads * (self.qk_head_dim + self.head_dim), bias=qkv_bias)
         window = block_size + 2 * halo_size
         self.rel_height = nn.Parameter(torch.empty(2 * window - 1, self.qk_head_dim))
         self.rel_width = nn.Parameter(torch.empty(2 * window - 1, self.qk_head_dim))
         self.no_decay = ("rel_height", "rel_width")
-        self.proj = nn.Linear(dim, dim) if proj else nn.Identity()
+        self.proj = TokenLinear(dim, dim) if proj else nn.Identity()
         for layer in (self.q, self.kv):
             nn.init.trunc_normal_(layer.weight, std=dim**-0.5)
         for table in (self.rel_height, self.rel_width):

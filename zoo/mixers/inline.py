@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.layers.depthwise import DepthwiseConv
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.registry import register_mixer
 from zoo_kernels.linear_attention import inline_attention
@@ -110,13 +111,13 @@ class InLineAttention(Mixer):
         self.takes_prefix = takes_prefix
         if separate_projections:
             self.qkv = None
-            self.q = nn.Linear(dim, dim, bias=qkv_bias)
-            self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+            self.q = TokenLinear(dim, dim, bias=qkv_bias)
+            self.kv = TokenLinear(dim, 2 * dim, bias=qkv_bias)
         else:
-            self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+            self.qkv = TokenLinear(dim, 3 * dim, bias=qkv_bias)
         self.residual = PredictedConv(dim, num_heads)
         self.lepe = DepthwiseConv(dim, 3) if lepe else None
-        self.proj = nn.Linear(dim, dim)
+        self.proj = TokenLinear(dim, dim)
 
     def forward(self, x: Tensor, prefix: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         self._check(x, prefix)

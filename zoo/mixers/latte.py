@@ -7,8 +7,9 @@ from the paper's equations; no authors' implementation was compared.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.registry import register_mixer
 from zoo_kernels.linear_attention import linear_attention
@@ -47,10 +48,10 @@ class LatteAttention(Mixer):
         if self.num_latents < 1:
             raise ValueError(f"num_latents={num_latents}: accepted are numbers from 1")
         self.causal = causal
-        self.to_latents = nn.Linear(dim, num_heads * self.num_latents, bias=qkv_bias)  # logits of p(l | t)
-        self.of_latents = nn.Linear(dim, num_heads * self.num_latents, bias=qkv_bias)  # logits of p(s | l)
-        self.values = nn.Linear(dim, dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.to_latents = TokenLinear(dim, num_heads * self.num_latents, bias=qkv_bias)  # logits of p(l | t)
+        self.of_latents = TokenLinear(dim, num_heads * self.num_latents, bias=qkv_bias)  # logits of p(s | l)
+        self.values = TokenLinear(dim, dim, bias=qkv_bias)
+        self.proj = TokenLinear(dim, dim)
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, H, W, C'] -> [B, heads, H*W, C'/heads]"""

@@ -6,9 +6,10 @@ LePE: CSWin Transformer (CVPR 2022, arXiv 2107.00652, eq. 8); as in the last sta
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.layers.depthwise import DepthwiseConv
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.registry import register_mixer
 from zoo_kernels.dense_attention import dense_attention
@@ -44,8 +45,8 @@ class LePEAttention(Mixer):
             raise ValueError(f"lepe_input={lepe_input!r}: accepted are 'v' and 'x'")
         self.scale = qk_scale or self.head_dim**-0.5
         self.lepe_input = lepe_input
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = TokenLinear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = TokenLinear(dim, dim)
         self.lepe = DepthwiseConv(dim, side_dwconv) if side_dwconv > 0 else None
 
     def forward(self, x: Tensor, prefix: Tensor | None = None) -> Tensor:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.registry import register_mixer
 from zoo_kernels.linear_attention import linear_attention
@@ -56,9 +57,9 @@ class LightningAttention(Mixer):
         if decay is not None and not causal:
             raise ValueError(f"decay={decay!r} without causal=True: both directions at once know no decay")
         self.causal, self.norm_eps = causal, norm_eps
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.gate = nn.Linear(dim, dim, bias=qkv_bias) if gate else None
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = TokenLinear(dim, 3 * dim, bias=qkv_bias)
+        self.gate = TokenLinear(dim, dim, bias=qkv_bias) if gate else None
+        self.proj = TokenLinear(dim, dim)
         if not causal:
             self.decay: Tensor | None = None
             return

@@ -7,9 +7,10 @@ ReLU, and exp.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.registry import register_mixer
 from zoo_kernels.linear_attention import linear_attention
@@ -42,8 +43,8 @@ class LinearAttention(Mixer):
             raise ValueError(f"feature_map={feature_map!r}: accepted are {', '.join(map(repr, FEATURE_MAPS))}")
         self.feature_map = feature_map
         self.normalised_rows = feature_map != "relu"
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = TokenLinear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = TokenLinear(dim, dim)
 
     def _qkv(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, N, C] -> three of [B, heads, N, d]"""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.layers.padding import to_pair
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.registry import register_mixer
 
@@ -55,10 +56,10 @@ class LargeKernelAttention(Mixer):
         value_dim = value_dim or dim
         if not proj and value_dim != dim:
             raise ValueError(f"value_dim={value_dim}: accepted is dim={dim} where proj=False")
-        self.v = nn.Linear(dim, value_dim, bias=False)
+        self.v = TokenLinear(dim, value_dim, bias=False)
         self.kernel = nn.Parameter(torch.zeros(2 * height - 1, 2 * width - 1))
         self.no_decay = ("kernel",)
-        self.proj = nn.Linear(value_dim, dim) if proj else nn.Identity()
+        self.proj = TokenLinear(value_dim, dim) if proj else nn.Identity()
         if init_std > 0:
             nn.init.trunc_normal_(self.kernel, std=init_std)
 

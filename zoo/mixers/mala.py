@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.layers.depthwise import DepthwiseConv
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.registry import register_mixer
 from zoo_kernels.dense_attention import dense_attention
@@ -66,9 +67,9 @@ class _RotatedAttention(Mixer):
     def __init__(self, dim: int, num_heads: int = 8):
         super().__init__(dim, num_heads)
         self.rotation = Rotation(self.head_dim)
-        self.qkvo = nn.Linear(dim, 4 * dim)
+        self.qkvo = TokenLinear(dim, 4 * dim)
         self.lepe = DepthwiseConv(dim, 5)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = TokenLinear(dim, dim)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
         """``[B, heads, H*W, d]`` each, before the rotation, to the same."""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.padding import to_pair
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import linear_flops
 from zoo.mixers.sequence import SequenceMixer
 from zoo.registry import register_mixer
@@ -113,14 +114,14 @@ class Mega(SequenceMixer):
         self.chunk = chunk
         self.sizes = (z, v, dim, dim)
         self.ema = DampedEMA(dim, expansion, bidirectional)
-        self.v = nn.Linear(dim, v)
-        self.averaged = nn.Linear(dim, sum(self.sizes))  # W_z, W_g, W_p and W_h side by side
+        self.v = TokenLinear(dim, v)
+        self.averaged = TokenLinear(dim, sum(self.sizes))  # W_z, W_g, W_p and W_h side by side
         self.scale = nn.Parameter(torch.ones(2, z) + 0.02 * torch.randn(2, z))  # k_q, k_k
         self.offset = nn.Parameter(torch.zeros(2, z))
         reach = chunk or height * width
         self.distance_bias = nn.Parameter(0.02 * torch.randn(2 * reach - 1))
         self.no_decay = ("scale", "offset", "distance_bias")
-        self.gated = nn.Linear(v, dim, bias=False)  # U_h
+        self.gated = TokenLinear(v, dim, bias=False)  # U_h
 
     def bias(self, tokens: int) -> Tensor:
         """b of all pairs, ``[N, N]``."""

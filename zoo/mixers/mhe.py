@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import linear_flops
 from zoo.mixers.sequence import SequenceMixer
 from zoo.registry import register_mixer
@@ -38,10 +39,10 @@ class HeadEmbeddingAttention(SequenceMixer):
         if mode not in MODES:
             raise ValueError(f"mode={mode!r}: accepted are {', '.join(map(repr, MODES))}")
         self.mode = mode
-        self.qkv = nn.Linear(dim, 3 * self.head_dim, bias=qkv_bias)
+        self.qkv = TokenLinear(dim, 3 * self.head_dim, bias=qkv_bias)
         self.embedding = nn.Parameter(torch.empty(3, num_heads, 1, self.head_dim))  # of queries, keys and values
         self.no_decay = ("embedding",)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = TokenLinear(dim, dim)
         nn.init.trunc_normal_(self.embedding, std=0.02)
 
     def _qkv(self, tokens: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from zoo.layers.padding import to_pair
 from zoo.layers.records import Recorder
 from zoo.layers.relative_mlp import RelativeMlp
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.registry import register_mixer
 from zoo_kernels.dense_attention import dense_attention
@@ -67,9 +68,9 @@ class HeadGates(Recorder):
                 f"routed_heads=0 leaves shared_heads={shared} of num_heads={num_heads}: all must be shared"
             )
         self.num_heads, self.shared, self.routed = num_heads, shared, routed
-        self.shared_gate = nn.Linear(dim, shared, bias=False) if shared > 1 else None
-        self.routed_gate = nn.Linear(dim, num_heads - shared, bias=False) if routed else None
-        self.balance_gate = nn.Linear(dim, 2, bias=False) if routed and shared else None
+        self.shared_gate = TokenLinear(dim, shared, bias=False) if shared > 1 else None
+        self.routed_gate = TokenLinear(dim, num_heads - shared, bias=False) if routed else None
+        self.balance_gate = TokenLinear(dim, 2, bias=False) if routed and shared else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.shared_gate is not None:
@@ -136,12 +137,12 @@ class MoHAttention(Mixer):
         shared, routed = default_heads(num_heads)
         shared = shared if shared_heads is None else shared_heads
         routed = routed if routed_heads is None else routed_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = TokenLinear(dim, 3 * dim, bias=qkv_bias)
         self.query_embedding = nn.Parameter(torch.empty(num_heads, 1, self.head_dim))
         self.temperature = initial_temperature(num_heads)
         self.position = RelativeMlp(num_heads, to_pair(input_size, "input_size"))
         self.gates = HeadGates(dim, num_heads, shared, routed)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = TokenLinear(dim, dim)
         self.no_decay = ("query_embedding", "temperature")
         nn.init.trunc_normal_(self.query_embedding, std=0.02)
 

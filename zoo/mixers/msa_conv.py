@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops, row_normalised
 from zoo.registry import register_mixer
 from zoo_kernels.neighborhood_attention import neighborhood_attention
@@ -55,8 +56,8 @@ class MSAConvAttention(Mixer):
         self.kernel_size = kernel_size
         self.dilation = dilation
         self.scale = qk_scale or self.head_dim**-0.5
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim) if proj else nn.Identity()
+        self.qkv = TokenLinear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = TokenLinear(dim, dim) if proj else nn.Identity()
 
     def _padded(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys, values ``[B, r + H + r', r + W + r', heads, d]`` with zeros outside the map.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import linear_flops
 from zoo.mixers.sequence import SequenceMixer
 from zoo.registry import register_mixer
@@ -73,11 +74,11 @@ class MultiTokenAttention(SequenceMixer):
         self.convolve = convolve
         self.mix_heads = mix_heads
         self.gain = 1 - (0.8 - 0.6 * math.exp(-0.3 * depth))
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = TokenLinear(dim, 3 * dim, bias=qkv_bias)
         self.kernel = nn.Parameter(torch.zeros(num_heads, 1, query_kernel, key_kernel))
         self.head_kernel = nn.Parameter(torch.eye(head_kernel).repeat(num_heads // head_kernel, 1, 1))
         self.norm = nn.RMSNorm(self.head_dim, eps=1e-5)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = TokenLinear(dim, dim)
         self.no_decay = ("kernel", "head_kernel")
         with torch.no_grad():
             self.kernel[:, :, query_kernel // 2, key_kernel // 2] = 1

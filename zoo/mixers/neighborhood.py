@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.layers.padding import to_pair
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops, row_normalised
 from zoo.registry import register_mixer
 from zoo_kernels.neighborhood_attention import neighborhood_attention
@@ -53,13 +54,13 @@ class NeighborhoodAttention(Mixer):
         self.kernel = to_pair(kernel_size, "kernel_size")
         self.dilation = to_pair(dilation, "dilation")
         self.scale = qk_scale or self.head_dim**-0.5
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = TokenLinear(dim, 3 * dim, bias=qkv_bias)
         self.rpb: nn.Parameter | None = None
         if rel_pos_bias:
             self.rpb = nn.Parameter(torch.empty(num_heads, 2 * self.kernel[0] - 1, 2 * self.kernel[1] - 1))
             nn.init.trunc_normal_(self.rpb, std=0.02)
             self.no_decay = ("rpb",)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = TokenLinear(dim, dim)
 
     def _padded(self, x: Tensor) -> Tensor:
         """``[B, H, W, C]`` with zeros at the bottom and right up to the extent of a window."""

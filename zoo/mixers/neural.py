@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import linear_flops
 from zoo.mixers.sequence import SequenceMixer
 from zoo.registry import register_mixer
@@ -53,14 +54,14 @@ class NeuralAttention(SequenceMixer):
         if not hidden_dims or min(hidden_dims) < 1:
             raise ValueError(f"hidden_dims={hidden_dims!r}: accepted are one or more numbers from 1")
         self.hidden_dims = tuple(hidden_dims)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.q_down = nn.Linear(self.head_dim, projection_dim, bias=False)
-        self.k_down = nn.Linear(self.head_dim, projection_dim, bias=False)
-        self.hidden_q = nn.Linear(projection_dim, hidden_dims[0])  # both halves of W_h, and b_h
-        self.hidden_k = nn.Linear(projection_dim, hidden_dims[0], bias=False)
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(hidden_dims, hidden_dims[1:]))
-        self.score = nn.Linear(hidden_dims[-1], 1, bias=False)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = TokenLinear(dim, 3 * dim, bias=qkv_bias)
+        self.q_down = TokenLinear(self.head_dim, projection_dim, bias=False)
+        self.k_down = TokenLinear(self.head_dim, projection_dim, bias=False)
+        self.hidden_q = TokenLinear(projection_dim, hidden_dims[0])  # both halves of W_h, and b_h
+        self.hidden_k = TokenLinear(projection_dim, hidden_dims[0], bias=False)
+        self.hidden = nn.ModuleList(TokenLinear(a, b) for a, b in zip(hidden_dims, hidden_dims[1:]))
+        self.score = TokenLinear(hidden_dims[-1], 1, bias=False)
+        self.proj = TokenLinear(dim, dim)
 
     def _parts(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Parts of queries and of keys in the first hidden layer ``[B, h, N, hidden]``, and values ``[B, h, N, d]``."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.layers.padding import to_pair
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import linear_flops
 from zoo.mixers.sequence import SequenceMixer
 from zoo.registry import register_mixer
@@ -35,8 +36,8 @@ class OptimisedAttention(SequenceMixer):
 
     def __init__(self, dim: int, num_heads: int = 8, qk_bias: bool = True):
         super().__init__(dim, num_heads)
-        self.qk = nn.Linear(dim, 2 * dim, bias=qk_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qk = TokenLinear(dim, 2 * dim, bias=qk_bias)
+        self.proj = TokenLinear(dim, dim)
 
     def mix(self, tokens: Tensor) -> Tensor:
         q, k = (self.split(t) for t in self.qk(tokens).chunk(2, dim=-1))  # [B, h, N, d]
@@ -69,8 +70,8 @@ class OptimisedEfficientAttention(SequenceMixer):
         super().__init__(dim, num_heads)
         if single_head:
             self.num_heads, self.head_dim = 1, dim
-        self.q = nn.Linear(dim, dim, bias=q_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.q = TokenLinear(dim, dim, bias=q_bias)
+        self.proj = TokenLinear(dim, dim)
 
     def mix(self, tokens: Tensor) -> Tensor:
         q = self.split(self.q(tokens))  # [B, h, N, d]

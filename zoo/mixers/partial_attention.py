@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.padding import to_pair
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.registry import register_mixer
 from zoo_kernels.dense_attention import dense_attention
@@ -94,7 +95,7 @@ class PartialSpatialAttention(PartialAttention):
 
     def __init__(self, dim: int, num_heads: int = 1, ratio: int = 4):
         super().__init__(dim, num_heads, ratio)
-        self.score = nn.Linear(self.split[1], 1)
+        self.score = TokenLinear(self.split[1], 1)
 
     def attend(self, x: Tensor) -> Tensor:
         return x * F.hardsigmoid(self.score(x))
@@ -122,8 +123,8 @@ class PartialSelfAttention(PartialAttention):
         super().__init__(dim, num_heads, ratio)
         height, width = to_pair(input_size, "input_size")
         attending = self.split[1]
-        self.qkv = nn.Linear(attending, 3 * attending)
-        self.proj = nn.Linear(attending, attending)
+        self.qkv = TokenLinear(attending, 3 * attending)
+        self.proj = TokenLinear(attending, attending)
         self.table = nn.Parameter(0.02 * torch.randn(1, num_heads, 2 * height - 1, 2 * width - 1))
         self.no_decay = ("table",)
 

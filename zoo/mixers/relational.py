@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.layers.padding import to_pair
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.registry import register_mixer
 from zoo_kernels.dense_attention import dense_attention
@@ -39,7 +40,7 @@ class SymbolicAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, num_symbols: int):
         super().__init__()
-        self.q = nn.Linear(dim, dim)
+        self.q = TokenLinear(dim, dim)
         self.templates = nn.Parameter(torch.randn(num_heads, num_symbols, dim // num_heads))
         self.symbols = nn.Parameter(torch.randn(num_heads, num_symbols, dim // num_heads))
 
@@ -104,18 +105,18 @@ class RelationalAttention(Mixer):
         self.max_distance = max_distance
         size = to_pair(input_size, "input_size")
         d, width = self.head_dim, relational * self.head_dim
-        self.qkv = nn.Linear(dim, 3 * self.num_sensory * d, bias=qkv_bias) if self.num_sensory else None
-        self.qk = nn.Linear(dim, 2 * width, bias=qkv_bias)
-        self.relation_q = nn.Linear(dim, relations * d, bias=False)
-        self.relation_k = None if symmetric else nn.Linear(dim, relations * d, bias=False)
+        self.qkv = TokenLinear(dim, 3 * self.num_sensory * d, bias=qkv_bias) if self.num_sensory else None
+        self.qk = TokenLinear(dim, 2 * width, bias=qkv_bias)
+        self.relation_q = TokenLinear(dim, relations * d, bias=False)
+        self.relation_k = None if symmetric else TokenLinear(dim, relations * d, bias=False)
         self.relation_out = nn.Parameter(torch.empty(relational, relations, d))  # W_r of each head
-        self.symbol_out = nn.Linear(dim, width, bias=False)  # W_s of each head
+        self.symbol_out = TokenLinear(dim, width, bias=False)  # W_s of each head
         self.library = SymbolicAttention(dim, num_heads, num_symbols) if symbols == "symbolic" else None
         self.table = nn.Parameter(torch.empty(1, dim, *size)) if symbols == "positional" else None
         shape = (2, 2 * max_distance + 1, dim)  # along rows and along columns
         self.distances = nn.Parameter(torch.empty(shape)) if symbols == "relative" else None
         self.no_decay = ("table", "distances")
-        self.proj = nn.Linear(dim, dim)
+        self.proj = TokenLinear(dim, dim)
         nn.init.kaiming_uniform_(self.relation_out, a=math.sqrt(5))
         for table in (self.table, self.distances):
             if table is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import linear_flops
 from zoo.mixers.sequence import SequenceMixer
 from zoo.registry import register_mixer
@@ -42,12 +43,12 @@ class ReversedAttention(SequenceMixer):
         if temperature <= 0:
             raise ValueError(f"temperature={temperature}: accepted are numbers above 0")
         self.temperature = temperature
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.head_selector = nn.Linear(dim, num_heads, bias=False)
+        self.qkv = TokenLinear(dim, 3 * dim, bias=qkv_bias)
+        self.head_selector = TokenLinear(dim, num_heads, bias=False)
         hidden = max(1, dim // 2)
-        self.message_controller = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, 1))
+        self.message_controller = nn.Sequential(TokenLinear(dim, hidden), nn.GELU(), TokenLinear(hidden, 1))
         self.open_controller()
-        self.proj = nn.Linear(dim, dim)
+        self.proj = TokenLinear(dim, dim)
 
     def open_controller(self) -> None:
         """Start with nearly everything sent, so that what passes a stack of blocks does not vanish at first."""

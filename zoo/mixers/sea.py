@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.registry import register_mixer
 from zoo_kernels.linear_attention import linear_attention
@@ -68,15 +69,15 @@ class SparseEstimatedAttention(Mixer):
                 raise ValueError(f"{name}={value}: accepted are numbers from 1")
         d = self.head_dim
         self.top_k, self.columns, self.estimate_bias = top_k, columns, estimate_bias
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = TokenLinear(dim, 3 * dim, bias=qkv_bias)
         # Fixed, but part of a checkpoint: the estimator is trained for these features.
         self.register_buffer("omega", torch.randn(features or d, d))
-        self.encode = nn.Linear(3 * d, hidden)
-        self.decode = nn.Linear(hidden, columns)
+        self.encode = TokenLinear(3 * d, hidden)
+        self.decode = TokenLinear(hidden, columns)
         self.conv1 = nn.Conv2d(num_heads, hidden, 3, padding=1)
         self.conv2 = nn.Conv2d(hidden, num_heads, 3, padding=1)
-        self.mix = nn.Linear(hidden, 2)  # logits of S_prob and S_mix
-        self.proj = nn.Linear(dim, dim)
+        self.mix = TokenLinear(hidden, 2)  # logits of S_prob and S_mix
+        self.proj = TokenLinear(dim, dim)
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values ``[B, heads, N, d]``."""

@@ -14,9 +14,10 @@ gives the same numbers.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.registry import register_mixer
 from zoo_kernels.dense_attention import dense_attention
@@ -56,9 +57,9 @@ class SelectAndPackAttention(Mixer):
         self.pass_unselected = pass_unselected
         self.normalised_rows = pass_unselected
         self.scale = qk_scale or self.head_dim**-0.5
-        self.gate = nn.Linear(dim, 1)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.gate = TokenLinear(dim, 1)
+        self.qkv = TokenLinear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = TokenLinear(dim, dim)
 
     def scores(self, tokens: Tensor) -> Tensor:
         """Logits of the gate, ``[..., C] -> [...]``, in float32 at least: a rounded score selects other tokens."""

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from zoo.layers.padding import to_pair
 from zoo.layers.records import Recorder
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.registry import register_mixer
 from zoo_kernels.dense_attention import dense_attention
@@ -124,12 +125,12 @@ class SparsifinerAttention(Mixer, Recorder):
         self.takes_prefix = class_token
         self.scale = qk_scale or self.head_dim**-0.5
         self.straight_through = straight_through
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj_c_q = nn.Linear(self.head_dim, reduced)
-        self.proj_c_k = nn.Linear(self.head_dim, reduced)
+        self.qkv = TokenLinear(dim, 3 * dim, bias=qkv_bias)
+        self.proj_c_q = TokenLinear(self.head_dim, reduced)
+        self.proj_c_k = TokenLinear(self.head_dim, reduced)
         self.proj_n = nn.Parameter(torch.empty(tokens, rank))
         self.proj_back_n = self.proj_n if share_inout_proj else nn.Parameter(torch.empty(tokens, rank))
-        self.proj = nn.Linear(dim, dim)
+        self.proj = TokenLinear(dim, dim)
         for table in (self.proj_n, self.proj_back_n):
             nn.init.trunc_normal_(table, std=0.02)
 

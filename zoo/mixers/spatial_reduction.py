@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.layers.spatial_reduction import SpatialReduction
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.registry import register_mixer
 from zoo_kernels.dense_attention import dense_attention
@@ -33,10 +34,10 @@ class SpatialReductionAttention(Mixer):
         if sr_ratio < 1:
             raise ValueError(f"sr_ratio={sr_ratio}: accepted are numbers from 1")
         self.scale = qk_scale or self.head_dim**-0.5
-        self.q = nn.Linear(dim, dim, bias=qkv_bias)
-        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        self.q = TokenLinear(dim, dim, bias=qkv_bias)
+        self.kv = TokenLinear(dim, 2 * dim, bias=qkv_bias)
         self.reduction = SpatialReduction(dim, sr_ratio) if sr_ratio > 1 else None
-        self.proj = nn.Linear(dim, dim)
+        self.proj = TokenLinear(dim, dim)
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, H, W, C] -> [B, heads, H*W, d]"""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.layers.depthwise import DepthwiseConv
 from zoo.layers.padding import to_pair
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops, row_normalised
 from zoo.registry import register_mixer
 from zoo_kernels.dense_attention import dense_attention
@@ -26,8 +27,8 @@ class TokenAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.scale = qk_scale or (dim // num_heads) ** -0.5
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = TokenLinear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = TokenLinear(dim, dim)
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values ``[B, heads, h*w, d]``."""
@@ -88,7 +89,7 @@ class SuperTokenAttention(Mixer):
         if refine == "attention":
             self.refine = TokenAttention(dim, num_heads, qkv_bias, qk_scale)
         elif refine == "conv":
-            self.refine = nn.Sequential(nn.Linear(dim, dim), DepthwiseConv(dim, 5), nn.Linear(dim, dim))
+            self.refine = nn.Sequential(TokenLinear(dim, dim), DepthwiseConv(dim, 5), TokenLinear(dim, dim))
 
     def forward(self, x: Tensor, prefix: Tensor | None = None) -> Tensor:
         """``[B, H, W, C] -> [B, H, W, C]``; raises TypeError if ``prefix`` is given."""

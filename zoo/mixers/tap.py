@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.layers.records import Recorder
+from zoo.layers.token_linear import TokenLinear
 from zoo.layers.token_pooling import TokenAwarePooling
 from zoo.mixers.base import Mixer, linear_flops, row_normalised
 from zoo.registry import register_mixer
@@ -40,11 +41,11 @@ class RecordedAttention(Recorder):
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True, separate: bool = False, mask_size: int = 0):
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = None if separate else nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.q = nn.Linear(dim, dim, bias=qkv_bias) if separate else None
-        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias) if separate else None
+        self.qkv = None if separate else TokenLinear(dim, 3 * dim, bias=qkv_bias)
+        self.q = TokenLinear(dim, dim, bias=qkv_bias) if separate else None
+        self.kv = TokenLinear(dim, 2 * dim, bias=qkv_bias) if separate else None
         self.att_mask = nn.Parameter(torch.empty(num_heads, mask_size, mask_size)) if mask_size else None
-        self.proj = nn.Linear(dim, dim)
+        self.proj = TokenLinear(dim, dim)
         self.no_decay = ("att_mask",)
         if self.att_mask is not None:
             nn.init.trunc_normal_(self.att_mask, std=0.02, a=-0.02, b=0.02)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.layers.token_linear import TokenLinear
 from zoo.mixers.base import Mixer, linear_flops
 from zoo.registry import register_mixer
 from zoo_kernels.linear_attention import taylor_attention
@@ -68,10 +69,10 @@ class TaylorShiftAttention(Mixer):
             raise ValueError(f"form={form!r}: accepted are {', '.join(map(repr, FORMS))}")
         self.coefficients, self.scale_output, self.form = (a, b, c), scale_output, form
         self.normalised_rows = not scale_output
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = TokenLinear(dim, 3 * dim, bias=qkv_bias)
         self.temperature = nn.Parameter(torch.ones(num_heads)) if normalize_input else None
         self.no_decay = ("temperature",) if normalize_input else ()
-        self.proj = nn.Linear(dim, dim)
+        self.proj = TokenLinear(dim, dim)
 
     def _qkv(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, N, C] -> three of [B, heads, N, d]"""

@@ -6,10 +6,11 @@ Without bias and shift it is the spatial attention of DaViT (arXiv:2204.03645, s
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.layers.padding import pad_hwc, remainder, to_pair
 from zoo.layers.relative_position import RelativePositionBias
+from zoo.layers.token_linear import TokenLinear
 from zoo.layers.windows import window_partition, window_reverse
 from zoo.mixers.base import Mixer, linear_flops, row_normalised
 from zoo.mixers.sampling import Boxes, Drawing, tiles
@@ -57,8 +58,8 @@ class WindowAttention(Mixer):
         if len(self.shift) != 2 or any(not 0 <= s < w for s, w in zip(self.shift, self.window)):
             raise ValueError(f"shift_size={shift_size!r}: accepted are 0 to less than the window {self.window}")
         self.always_shift = always_shift
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = TokenLinear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = TokenLinear(dim, dim)
         self.rel_pos_bias = RelativePositionBias(self.window, num_heads) if rel_pos_bias else None
 
     def forward(self, x: Tensor, prefix: Tensor | None = None) -> Tensor:

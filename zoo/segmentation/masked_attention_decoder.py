@@ -163,7 +163,7 @@ class MaskedAttentionDecoder(nn.Module):
             MaskedDecoderLayer(dim, num_heads, d_ffn, dropout, activation, pre_norm) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(dim)
-        self.class_embed = nn.Linear(dim, num_classes + 1)
+        self.class_embed = TokenLinear(dim, num_classes + 1)
         self.mask_embed = MLP(dim, dim, mask_dim, 3)
         for p in self.layers.parameters():
             if p.ndim > 1:

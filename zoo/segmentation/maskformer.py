@@ -17,6 +17,7 @@ from zoo.detection.deformable_transformer import init_transformer
 from zoo.detection.detr import Decoder, DecoderLayer, as_tokens
 from zoo.detection.layers import MLP
 from zoo.detection.positions import SinePositions
+from zoo.layers.token_linear import TokenLinear
 from zoo.segmentation.mask2former import MaskClassifier
 from zoo.segmentation.pixel_decoder import FPNPixelDecoder, sine_positions
 
@@ -73,7 +74,7 @@ class MaskFormer(MaskClassifier):
         self.query_embed = nn.Embedding(num_queries, d_model)
         layers = [DecoderLayer(d_model, nhead, dim_feedforward, dropout, activation) for _ in range(num_decoder_layers)]
         self.decoder = Decoder(layers, d_model)
-        self.class_embed = nn.Linear(d_model, num_classes + 1)
+        self.class_embed = TokenLinear(d_model, num_classes + 1)
         self.mask_embed = MLP(d_model, d_model, mask_dim, 3)
         init_transformer(self.decoder)
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.layers.token_linear import TokenLinear
 from zoo.segmentation.layers import SegmentationHead, enlarge, make_norm
 
 
@@ -34,7 +35,7 @@ class SegFormerHead(SegmentationHead):
         self, channels: Sequence[int], num_classes: int, dim: int = 256, norm: str = "bn", dropout: float = 0.1
     ):
         super().__init__(channels, num_classes, dim, dropout)
-        self.projections = nn.ModuleList(nn.Linear(c, dim) for c in channels)
+        self.projections = nn.ModuleList(TokenLinear(c, dim) for c in channels)
         self.fuse = nn.Conv2d(dim * len(channels), dim, 1, bias=False)
         self.norm = make_norm(norm, dim)
 
