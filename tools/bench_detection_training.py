@@ -34,7 +34,7 @@ from zoo.registry import MODELS, build
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from timed_run import Recipe, TimedRun, load_backbone, predictions, read_points, shuffled_batch, write_points  # noqa: E402
+from timed_run import Recipe, TimedRun, load_backbone, predictions, shuffled_batch, with_earlier, write_points  # noqa: E402
 from timed_run import prepared_backbone as prepare  # noqa: E402
 
 FAMILIES = ("deformable_detr", "dab_detr", "dino", "co_detr", "focus_detr", "rfdetr")
@@ -266,8 +266,8 @@ def main() -> int:
         everything[name] = run.points
         if args.export is not None:
             export(run, args.export)
-    others = [p for p in read_points(Point, Path(args.out)) if p.detector not in everything]
-    write_results([*others, *(p for ps in everything.values() for p in ps)], Path(args.out), Path(args.picture))
+    points = with_earlier([p for ps in everything.values() for p in ps], Path(args.out), lambda p: p.detector)
+    write_results(points, Path(args.out), Path(args.picture))
     for name, points in everything.items():
         print(f"{name}: AP {points[-1].ap} after {points[-1].minutes} minutes")
     return 0

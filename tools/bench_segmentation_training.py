@@ -46,8 +46,8 @@ from timed_run import (  # noqa: E402
     load_backbone,
     predictions,
     prepared_backbone,
-    read_points,
     shuffled_batch,
+    with_earlier,
     write_points,
 )
 
@@ -366,9 +366,8 @@ def main() -> int:
             lambda point: args.until is not None and point.score() >= args.until,
         )
         done += run.points
-        new = {p.model for p in done}
-        others = [p for p in read_points(Point, Path(args.out)) if p.model not in new]
-        write_results([*others, *done], Path(args.out), Path(args.picture))
+        points = with_earlier(done, Path(args.out), lambda p: p.model)
+        write_results(points, Path(args.out), Path(args.picture))
         print(f"{name}: {run.points[-1].score()} after {run.points[-1].minutes} minutes", flush=True)
     return 0
 

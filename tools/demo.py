@@ -102,6 +102,7 @@ def detect(out: Path) -> float:
     """
     import numpy as np
     from PIL import Image
+    from timed_run import predictions
 
     from zoo.data.shapes_detection import ShapesDetection
     from zoo.detection.inference import load_predictor
@@ -111,15 +112,10 @@ def detect(out: Path) -> float:
 
     data = ShapesDetection(split="test", length=PICTURES, size=128, transform=dict(train=False, size=128))
     predictor = load_predictor(DETECTOR)
-    samples = [data[i] for i in range(PICTURES)]
-    found = predictor.model(
-        **predictor.model.data_preprocessor({k: [s[k] for s in samples] for k in ("inputs", "data_samples")}),
-        mode="predict",
-    )
     metric = CocoBoxes()
     metric.dataset_meta = data.metainfo
-    metric.process(None, [f.to_dict() for f in found])
-    images = [s["inputs"].permute(1, 2, 0).numpy() for s in samples[:DRAWN]]
+    metric.process(None, [f.to_dict() for f in predictions(predictor.model, data)])
+    images = [data[i]["inputs"].permute(1, 2, 0).numpy() for i in range(DRAWN)]
     drawn = [np.asarray(result.draw()) for result in predictor(images)]
     rows = [np.concatenate(drawn[i : i + 4], axis=1) for i in range(0, DRAWN, 4)]
     picture = Image.fromarray(np.concatenate(rows))

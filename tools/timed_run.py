@@ -317,3 +317,15 @@ def read_points(kind: type, file: Path) -> list[Any]:
     kinds["float | None"] = lambda text: float(text) if text else None
     with file.open(newline="") as opened:
         return [kind(*(kinds[f.type](row[f.name]) for f in fields(kind))) for row in csv.DictReader(opened)]
+
+
+def with_earlier(points: Sequence[Any], file: Path, run: Callable[[Any], Any]) -> list[Any]:
+    """The evaluations that a table has of other runs, then these.
+
+    Args:
+        points: at least one.
+        file: of :func:`write_points`.
+        run: what the run of an evaluation is known by.
+    """
+    new = {run(p) for p in points}
+    return [*(p for p in read_points(type(points[0]), file) if run(p) not in new), *points]

@@ -66,5 +66,7 @@ def test_all_small_detectors_and_the_peer_are_compared(bench):
 def test_table_and_curves(bench, tmp_path):
     points = [bench.Point("a", m, 1, 8, 0.1 * m, 0.2, 5) for m in (1.0, 2.0)]
     bench.write_results(points, tmp_path / "t.csv", tmp_path / "t.png")
-    assert bench.read_points(bench.Point, tmp_path / "t.csv") == points
+    other = [bench.Point("b", 1.0, 1, 8, 0.1, 0.2, 5)]
+    assert bench.with_earlier(other, tmp_path / "t.csv", lambda p: p.detector) == [*points, *other]
+    assert bench.with_earlier(points[:1], tmp_path / "t.csv", lambda p: p.detector) == points[:1]
     assert (tmp_path / "t.png").stat().st_size > 1000

@@ -94,6 +94,8 @@ def test_the_table_keeps_other_runs(bench, tmp_path):
     table, picture = tmp_path / "t.csv", tmp_path / "t.png"
     first = [point("mask_rcnn_nano", mask_ap=0.5), point(bench.PEER, miou=0.1, mask_ap=0.2, pq=0.3)]
     bench.write_results(first, table, picture)
-    assert bench.read_points(bench.Point, table) == first
+    other, again = point("mask2former_nano", pq=0.4), point("mask_rcnn_nano", mask_ap=0.6)
+    assert bench.with_earlier([other], table, lambda p: p.model) == [*first, other]
+    assert bench.with_earlier([again], table, lambda p: p.model) == [first[1], again]
     assert picture.stat().st_size > 1000
-    assert bench.read_points(bench.Point, tmp_path / "none.csv") == []
+    assert bench.with_earlier([other], tmp_path / "none.csv", lambda p: p.model) == [other]
