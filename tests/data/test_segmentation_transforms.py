@@ -1,6 +1,7 @@
 """Transforms of images with label maps: both move together, padding is ignored, colours change as SSD's do."""
 
 import colorsys
+import random
 
 import numpy as np
 import pytest
@@ -52,6 +53,46 @@ def test_image_and_maps_move_together(recipe):
             assert not found.masks[k][padded].any()
         results.add(out.tobytes())
     assert len(results) > 1  # the seeds differ
+
+
+def test_a_quarter_turn():
+    image, maps = labelled(48, 48)
+    maps.semantic[:5] = 255
+    options = dict(crop=48, ratio_range=(1, 1), hflip=0, rotate=180, photometric=False, cat_max_ratio=1)
+    turn = build_segmentation_transforms("crop", train=True, **options)
+
+    class Drawn(random.Random):
+        def uniform(self, low, high):
+            return 1.0 if low == high == 1 else 90.0  # the factor of the size, the angle
+
+    out, found = turn.step(image, maps, np.random.default_rng(0), Drawn(0))
+    assert np.array_equal(out, np.rot90(image))
+    assert np.array_equal(found.semantic, np.rot90(maps.semantic))
+    assert np.array_equal(found.segments, np.rot90(maps.segments))  # 32 bits
+    assert np.array_equal(found.masks, np.rot90(maps.masks, axes=(1, 2)))
+
+
+def test_turned_maps_follow_the_image():
+    turn = build_segmentation_transforms(
+        "crop", train=True, crop=40, ratio_range=(1, 1), rotate=60, photometric=False, cat_max_ratio=1
+    )
+    y, x = np.mgrid[:40, :40]
+    inside = (x - 12) ** 2 + (y - 25) ** 2 < 80
+    image = np.where(inside[..., None], 200, 60).astype(np.uint8).repeat(3, 2)
+    angles = set()
+    for seed in range(6):
+        out, found = turn(image, Maps(inside.astype(np.uint8), inside * 70_000, inside[None]), seed)
+        padded = found.semantic == 255
+        assert padded[0, 0] or padded[0, -1]  # a corner is empty
+        near = np.abs(out[..., 0].astype(int) - 130) > 60  # neither at the border of the circle ...
+        near &= (out == PAD_COLOUR).all(2) == padded  # ... nor where padding is blended in
+        kept = near & ~padded
+        assert kept.sum() > 0.8 * (~padded).sum()
+        assert ((out[..., 0] > 130) == (found.semantic == 1))[kept].all()
+        assert ((found.segments == 70_000) == (found.semantic == 1)).all()
+        assert (found.masks[0] == (found.semantic == 1)).all()
+        angles.add(out.tobytes())
+    assert len(angles) == 6
 
 
 def test_a_seed_gives_one_result():
@@ -154,6 +195,7 @@ def test_colours_against_the_formulas():
         (dict(crop=0), ValueError, "crop=0"),
         (dict(ratio_range=(2, 1)), ValueError, "ratio_range"),
         (dict(cat_max_ratio=0), ValueError, "cat_max_ratio=0"),
+        (dict(rotate=181), ValueError, "rotate=181"),
         (dict(size=30, max_size=20), ValueError, "max_size=20"),
         (dict(max_size=20), ValueError, "without size"),
     ],

@@ -1,4 +1,4 @@
-"""Transforms of images with label maps and masks: random resize, crop, flip and photometric distortion.
+"""Transforms of images with label maps and masks: random resize, rotation, crop, flip and photometric distortion.
 
 The training recipe is the one that published scores of semantic segmentation were measured with: scale 0.5 to 2, crop,
 flip (Chen et al., "Rethinking Atrous Convolution", arXiv:1706.05587, section 4.1), the photometric distortion of Liu et
@@ -140,9 +140,10 @@ def crop_train(
     cat_max_ratio: float = 0.75,
     hflip: float = 0.5,
     vflip: float = 0.0,
+    rotate: float = 0.0,
     photometric: bool = True,
 ) -> SegmentationPipeline:
-    """Resize by a random factor, crop, flip, distort colours; pad what is smaller than the crop.
+    """Resize by a random factor, turn, crop, flip, distort colours; pad what is smaller than the crop.
 
     Args:
         crop: height and width of the result, or one number for both.
@@ -152,6 +153,7 @@ def crop_train(
         cat_max_ratio: a crop is drawn anew, up to ten times, while one class has this share of its labelled pixels or
             more; 1 for the first crop, whatever it shows.
         hflip, vflip: probabilities of flips.
+        rotate: turn about the centre by an angle of up to so many degrees either way; the corners become padding.
         photometric: change brightness, contrast, saturation and hue at random.
     """
     height, width = (crop, crop) if isinstance(crop, int) else crop
@@ -162,9 +164,12 @@ def crop_train(
         raise ValueError(f"ratio_range={tuple(ratio_range)}: accepted are two ascending numbers above 0")
     if not 0 < cat_max_ratio <= 1:
         raise ValueError(f"cat_max_ratio={cat_max_ratio}: accepted are numbers above 0 up to 1")
+    if not 0 <= rotate <= 180:
+        raise ValueError(f"rotate={rotate}: accepted are degrees from 0 to 180")
     parts = _parts()
     transforms = [
         parts["RandomFactor"](size, max_size, tuple(ratio_range)),
+        *([parts["Turn"](rotate)] if rotate else []),
         parts["PaddedCrop"]((int(height), int(width)), float(cat_max_ratio)),
         *_flips(hflip, vflip),
     ]
@@ -424,6 +429,33 @@ def _parts() -> dict[str, Any]:
         def apply_to_masks(self, masks: np.ndarray, place: tuple[int, int], **params: Any) -> np.ndarray:
             return np.stack([self.apply_to_mask(m, place) for m in masks])
 
+    class Turn(A.DualTransform):
+        """A rotation about the centre; the size stays."""
+
+        _targets = A.SmallestMaxSize._targets
+
+        class InitSchema(A.BasicTransform.InitSchema):
+            degrees: float
+
+        def __init__(self, degrees: float, p: float = 1.0):
+            super().__init__(p=p)
+            self.degrees = degrees
+
+        def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+            height, width = params["shape"][:2]
+            angle = self.py_random.uniform(-self.degrees, self.degrees)
+            return {"matrix": cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)}
+
+        def apply(self, img: np.ndarray, matrix: np.ndarray, **params: Any) -> np.ndarray:
+            return cv2.warpAffine(img, matrix, img.shape[1::-1], flags=cv2.INTER_LINEAR, borderValue=PAD_COLOUR)
+
+        def apply_to_mask(self, mask: np.ndarray, matrix: np.ndarray, **params: Any) -> np.ndarray:
+            exact = mask.astype(np.float64) if mask.dtype == np.int32 else mask  # OpenCV turns no 32-bit integers
+            return cv2.warpAffine(exact, matrix, mask.shape[::-1], flags=cv2.INTER_NEAREST).astype(mask.dtype)
+
+        def apply_to_masks(self, masks: np.ndarray, matrix: np.ndarray, **params: Any) -> np.ndarray:
+            return np.stack([self.apply_to_mask(m, matrix) for m in masks])
+
     class Photometric(A.ImageOnlyTransform):
         """Each of brightness, contrast, saturation and hue with probability one half."""
 
@@ -453,5 +485,6 @@ def _parts() -> dict[str, Any]:
         "RandomFactor": RandomFactor,
         "OneSize": OneSize,
         "PaddedCrop": PaddedCrop,
+        "Turn": Turn,
         "Photometric": Photometric,
     }

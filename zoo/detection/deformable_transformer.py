@@ -41,7 +41,6 @@ class DeformableEncoderLayer(nn.Module):
         dropout: of both branches.
         activation: name, see :data:`zoo.detection.layers.ACTIVATIONS`.
         n_levels, n_heads, n_points: see :class:`zoo.detection.ms_deform.MSDeformAttn`.
-        linear: the class of all linear layers.
     """
 
     def __init__(
@@ -53,14 +52,13 @@ class DeformableEncoderLayer(nn.Module):
         n_levels: int = 4,
         n_heads: int = 8,
         n_points: int = 4,
-        linear: type[nn.Linear] = nn.Linear,
     ):
         super().__init__()
-        self.self_attn = MSDeformAttn(d_model, n_levels, n_heads, n_points, linear)
+        self.self_attn = MSDeformAttn(d_model, n_levels, n_heads, n_points)
         self.norm1 = nn.LayerNorm(d_model)
-        self.linear1 = linear(d_model, d_ffn)
+        self.linear1 = TokenLinear(d_model, d_ffn)
         self.activation = build_activation(activation)
-        self.linear2 = linear(d_ffn, d_model)
+        self.linear2 = TokenLinear(d_ffn, d_model)
         self.norm2 = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
 

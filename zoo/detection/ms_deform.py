@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from zoo.layers.token_linear import TokenLinear
 from zoo_kernels.ms_deform_attention import ms_deform_attention_fused
 
 
@@ -22,7 +23,6 @@ class MSDeformAttn(nn.Module):
         n_levels: maps L.
         n_heads: attention heads; must divide ``d_model``.
         n_points: points a head and map.
-        linear: the class of the projections.
     """
 
     def __init__(
@@ -31,16 +31,15 @@ class MSDeformAttn(nn.Module):
         n_levels: int = 4,
         n_heads: int = 8,
         n_points: int = 4,
-        linear: type[nn.Linear] = nn.Linear,
     ):
         super().__init__()
         if n_heads < 1 or d_model % n_heads:
             raise ValueError(f"d_model={d_model} must be a multiple of n_heads={n_heads}")
         self.d_model, self.n_levels, self.n_heads, self.n_points = d_model, n_levels, n_heads, n_points
-        self.sampling_offsets = linear(d_model, n_heads * n_levels * n_points * 2)
-        self.attention_weights = linear(d_model, n_heads * n_levels * n_points)
-        self.value_proj = linear(d_model, d_model)
-        self.output_proj = linear(d_model, d_model)
+        self.sampling_offsets = TokenLinear(d_model, n_heads * n_levels * n_points * 2)
+        self.attention_weights = TokenLinear(d_model, n_heads * n_levels * n_points)
+        self.value_proj = TokenLinear(d_model, d_model)
+        self.output_proj = TokenLinear(d_model, d_model)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -21,7 +21,7 @@ from zoo.detection.deformable_transformer import (
     init_transformer,
 )
 from zoo.detection.positions import SinePositions
-from zoo.layers.token_linear import Pointwise, TokenLinear
+from zoo.layers.token_linear import Pointwise
 
 #: groups of every normalisation
 GROUPS = 32
@@ -123,7 +123,7 @@ class DeformablePixelDecoder(nn.Module):
         self.level_embed = nn.Parameter(torch.randn(num_levels, dim))
         self.encoder = DeformableEncoder(
             [
-                DeformableEncoderLayer(dim, d_ffn, dropout, "relu", num_levels, num_heads, num_points, TokenLinear)
+                DeformableEncoderLayer(dim, d_ffn, dropout, "relu", num_levels, num_heads, num_points)
                 for _ in range(num_layers)
             ]
         )
