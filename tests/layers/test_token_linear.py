@@ -9,9 +9,16 @@ from zoo.layers import token_linear as module
 from zoo.layers.token_linear import Pointwise, TokenLinear, token_linear
 
 
+@pytest.fixture
+def always(monkeypatch):
+    """The convolution however small the product."""
+    monkeypatch.setattr(module, "_TOKENS", 16)
+    monkeypatch.setattr(module, "_WORK", 1)
+
+
 @pytest.mark.parametrize("shape", [(2, 64, 24), (1, 333, 24), (3, 5, 11, 24), (16, 24), (0, 24), (131, 24)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_equals_linear(shape, bias):
+def test_equals_linear(shape, bias, always):
     torch.manual_seed(0)
     x = torch.randn(*shape).requires_grad_()
     layer = TokenLinear(24, 40, bias=bias)
@@ -28,23 +35,24 @@ def test_the_convolution_is_taken_where_it_pays(monkeypatch):
     calls = []
     conv2d = F.conv2d
     monkeypatch.setattr(module.F, "conv2d", lambda *a: calls.append(a[0].shape) or conv2d(*a))
-    w = torch.randn(8, 24)
-    token_linear(torch.randn(300, 24), w)
-    assert [tuple(s) for s in calls] == [(16, 24, 18, 1)]
-    token_linear(torch.randn(20, 24), w)
-    token_linear(torch.randn(300, 24, dtype=torch.float64), w.double())
+    w = torch.randn(200, 100)
+    token_linear(torch.randn(303, 100), w)
+    assert [tuple(s) for s in calls] == [(16, 100, 18, 1)]
+    token_linear(torch.randn(299, 100), w)  # little to do
+    token_linear(torch.randn(63, 1000), torch.randn(100, 1000))  # few tokens
+    token_linear(torch.randn(303, 100, dtype=torch.float64), w.double())
     with torch.autocast("cpu", torch.bfloat16):
-        assert token_linear(torch.randn(300, 24), w).dtype == torch.bfloat16
+        assert token_linear(torch.randn(303, 100), w).dtype == torch.bfloat16
     assert len(calls) == 1
 
 
-def test_a_slice_of_a_larger_tensor():
+def test_a_slice_of_a_larger_tensor(always):
     x = torch.randn(4, 100, 48)[:, :, ::2]
     w, b = torch.randn(8, 24), torch.randn(8)
     assert torch.allclose(token_linear(x, w, b), F.linear(x, w, b), atol=1e-5)
 
 
-def test_pointwise_is_a_convolution():
+def test_pointwise_is_a_convolution(always):
     torch.manual_seed(0)
     layer = Pointwise(24, 8)
     plain = nn.Conv2d(24, 8, 1)
@@ -54,7 +62,7 @@ def test_pointwise_is_a_convolution():
         assert torch.allclose(layer(x), plain(x), atol=1e-5)
 
 
-def test_compiles_whole_and_exports():
+def test_compiles_whole_and_exports(always):
     layer = TokenLinear(24, 8)
     x = torch.randn(2, 100, 24)
     whole = torch.compile(layer, fullgraph=True, backend="eager")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.detection.layers import activation as build_activation
-from zoo.detection.ms_deform import MSDeformAttn
+from zoo.detection.ms_deform import MSDeformAttn, linear_class
 from zoo.layers.token_linear import TokenLinear
 
 Shapes = Sequence[tuple[int, int]]
@@ -56,9 +56,10 @@ class DeformableEncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = MSDeformAttn(d_model, n_levels, n_heads, n_points)
         self.norm1 = nn.LayerNorm(d_model)
-        self.linear1 = TokenLinear(d_model, d_ffn)
+        linear = linear_class(d_model)
+        self.linear1 = linear(d_model, d_ffn)
         self.activation = build_activation(activation)
-        self.linear2 = TokenLinear(d_ffn, d_model)
+        self.linear2 = linear(d_ffn, d_model)
         self.norm2 = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
 

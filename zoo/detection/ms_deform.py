@@ -15,6 +15,15 @@ from zoo.layers.token_linear import TokenLinear
 from zoo_kernels.ms_deform_attention import ms_deform_attention_fused
 
 
+def linear_class(d_model: int) -> type[nn.Linear]:
+    """The class of linear layers over tokens of so many channels.
+
+    oneDNN pays for wide ones. Narrow ones round as BLAS does, and thus as the recordings that this is tested against:
+    Co-DETR normalises a map of one pixel by groups of one channel, which makes nothing of it but rounding, magnified.
+    """
+    return TokenLinear if d_model >= 96 else nn.Linear
+
+
 class MSDeformAttn(nn.Module):
     """Each query reads a few points of several maps.
 
@@ -36,10 +45,11 @@ class MSDeformAttn(nn.Module):
         if n_heads < 1 or d_model % n_heads:
             raise ValueError(f"d_model={d_model} must be a multiple of n_heads={n_heads}")
         self.d_model, self.n_levels, self.n_heads, self.n_points = d_model, n_levels, n_heads, n_points
-        self.sampling_offsets = TokenLinear(d_model, n_heads * n_levels * n_points * 2)
-        self.attention_weights = TokenLinear(d_model, n_heads * n_levels * n_points)
-        self.value_proj = TokenLinear(d_model, d_model)
-        self.output_proj = TokenLinear(d_model, d_model)
+        linear = linear_class(d_model)
+        self.sampling_offsets = linear(d_model, n_heads * n_levels * n_points * 2)
+        self.attention_weights = linear(d_model, n_heads * n_levels * n_points)
+        self.value_proj = linear(d_model, d_model)
+        self.output_proj = linear(d_model, d_model)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

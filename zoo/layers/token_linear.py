@@ -12,17 +12,18 @@ from torch.nn import functional as F
 
 #: PyTorch gives a 1x1 convolution to oneDNN from this batch on (and always with several threads)
 _BATCH = 16
-#: tokens below which the detour does not pay
-_LEAST = 128
+#: tokens and multiply-adds below which the detour does not pay
+_TOKENS, _WORK = 64, 6_000_000
 
 
-def _by_convolution(x: Tensor, channels: int) -> bool:
+def _by_convolution(x: Tensor, channels: int, outputs: int) -> bool:
     return (
         not torch.compiler.is_compiling()  # first: sizes may be symbols
         and not torch.jit.is_tracing()
         and x.device.type == "cpu"
         and x.dtype == torch.float32
-        and x.numel() >= _LEAST * channels
+        and x.numel() >= _TOKENS * channels
+        and x.numel() * outputs >= _WORK
         and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")
     )
@@ -36,7 +37,7 @@ def token_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
         weight: ``[D, C]``.
         bias: ``[D]`` or None.
     """
-    if not _by_convolution(x, x.shape[-1]):
+    if not _by_convolution(x, x.shape[-1], weight.shape[0]):
         return F.linear(x, weight, bias)
     C, D = x.shape[-1], weight.shape[0]
     rows = x.numel() // C
@@ -68,7 +69,7 @@ class Pointwise(nn.Conv2d):
         super().__init__(in_channels, out_channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _by_convolution(x, x.shape[1]):
+        if not _by_convolution(x, self.in_channels, self.out_channels):
             return super().forward(x)
         y = token_linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
         return y.permute(0, 3, 1, 2)
