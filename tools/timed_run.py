@@ -24,9 +24,10 @@ from zoo.files import save_atomically, write_file
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run's steps are like: AdamW with a rate of its own for the backbone, warm-up and half a cosine.
+    """What a run's steps are like: AdamW with a rate of its own for the backbone, and warm-up.
 
-    ``amp`` has the network compute in bfloat16.
+    Then the rate falls along half a cosine to ``floor`` of itself, or, with ``drop``, to a tenth when that share of the
+    time is used. ``amp`` has the network compute in bfloat16.
     """
 
     lr: float
@@ -36,7 +37,15 @@ class Recipe:
     decay: float = 0.999
     warmup: int = 200
     floor: float = 0.02
+    drop: float | None = None
     amp: bool = False
+
+    def rate(self, step: int, share: float) -> float:
+        """Of the greatest rate, in a step (from 0) when this share of the time is used."""
+        warm = min(1.0, (step + 1) / self.warmup)
+        if self.drop is not None:
+            return warm * (1.0 if share < self.drop else 0.1)
+        return warm * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * min(1.0, share))) / 2)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """AdamW over what is trained; parameters with "backbone" in their name have the backbone's rate."""
@@ -142,10 +151,7 @@ class TimedRun:
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
-        floor = self.recipe.floor
-        rate = min(1.0, (self.steps + 1) / self.recipe.warmup) * (
-            floor + (1 - floor) * (1 + math.cos(math.pi * min(1.0, self.used / self.seconds))) / 2
-        )
+        rate = self.recipe.rate(self.steps, self.used / self.seconds)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base"] * rate
         self.optimizer.step()

@@ -55,6 +55,18 @@ def test_a_run_goes_on(bench, prepared, name, tmp_path):
         make(seconds=5.0)
 
 
+def test_rates_of_a_run(bench):
+    common = dict(lr=1.0, backbone_lr=1.0, weight_decay=0.0, clip=1.0, warmup=10)
+    drops = bench.Recipe(**common, drop=0.75)
+    assert [drops.rate(s, x) for s, x in ((0, 0.0), (4, 0.1), (9, 0.2), (500, 0.74), (501, 0.75), (900, 1.0))] == [
+        pytest.approx(r) for r in (0.1, 0.5, 1.0, 1.0, 0.1, 0.1)
+    ]
+    falls = bench.Recipe(**common, floor=0.02)
+    assert [falls.rate(s, x) for s, x in ((4, 0.0), (99, 0.0), (99, 0.5), (99, 1.0), (99, 1.2))] == [
+        pytest.approx(r) for r in (0.5, 1.0, 0.51, 0.02, 0.02)
+    ]
+
+
 def test_all_small_detectors_and_the_peer_are_compared(bench):
     names = bench.chosen(None)
     assert {"deformable_detr_nano", "dab_detr_nano", "dino_nano", bench.PEER} <= set(names)

@@ -11,7 +11,7 @@ from zoo.registry import register_model, variant
 _DEFORMABLE = "zoo.detection.co_detr.CoDeformableDETR"
 _DINO = "zoo.detection.co_detr.CoDINO"
 _SMALL = dict(d_model=128, nhead=8, num_encoder_layers=3, num_decoder_layers=3, dim_feedforward=256, dropout=0.0)
-_SMALL_HEADS = dict(rpn_channels=64, rpn_octaves=1, proposals=40, roi_channels=128, max_queries=16)
+_SMALL_HEADS = dict(rpn_channels=64, rpn_octaves=1, proposals=20, roi_channels=128, roi_samples=16, max_queries=9)
 
 
 @register_model(task="detection", family="co_detr", input_size=INPUT_SIZE)
