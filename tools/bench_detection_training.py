@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ PEER = "transformers_deformable_detr"
 IMAGES, VALIDATION, SIZE, BATCH = 2000, 300, 128, 8
 #: as in the family's papers, the rate drops at 11/12 of the training
 RECIPE = Recipe(lr=4e-4, backbone_lr=1e-4, weight_decay=1e-4, clip=0.5, drop=11 / 12)
+#: RF-DETR has no encoder behind its backbone; its authors do not slow the backbone down
+OWN_RECIPES = {"rfdetr_nano": replace(RECIPE, backbone_lr=RECIPE.lr)}
 
 
 @dataclass
@@ -159,7 +161,7 @@ class Run(TimedRun):
         super().__init__(name, seconds, folder / f"{name}.pth", Point)
         self.train, self.val = train, val
         if not self.finished:
-            self.begin(make(name, backbone), RECIPE)
+            self.begin(make(name, backbone), OWN_RECIPES.get(name, RECIPE))
 
     def batch(self) -> dict[str, Any]:
         return shuffled_batch(self.train, BATCH, self.steps)
