@@ -37,7 +37,7 @@ from zoo.registry import MODELS, build
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from timed_run import Recipe, TimedRun, collate, read_points, shuffled_batch, write_points  # noqa: E402
+from timed_run import Recipe, TimedRun, collate, shuffled_batch, with_earlier, write_points  # noqa: E402
 
 #: model -> its recipe
 RECIPES = {
@@ -317,11 +317,6 @@ def write_results(points: Sequence[Point], table: Path, picture: Path) -> None:
     save_figure(figure, picture)
 
 
-def earlier(table: Path, done: set[tuple[str, int, int]]) -> list[Point]:
-    """Runs that the table has already and this call did not make."""
-    return [p for p in read_points(Point, table) if (p.model, p.fold, p.seed) not in done]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", choices=PARTS, default="models")
@@ -344,8 +339,7 @@ def main() -> int:
         file.parent.mkdir(parents=True, exist_ok=True)
         run = Run(name, fold, seed, 60 * args.minutes, file, make)
         everything += run.run(lambda point: print(point, flush=True))
-        kept = earlier(table, {(p.model, p.fold, p.seed) for p in everything})
-        write_results([*kept, *everything], table, picture)
+        write_results(with_earlier(everything, table, lambda p: (p.model, p.fold, p.seed)), table, picture)
     print("\n".join(summary(everything)))
     return 0
 

@@ -89,9 +89,15 @@ def test_the_table_keeps_other_runs(bench, tmp_path):
 
     old, new = point("a", 1.0, 0.8), [point("b", 1.0, 0.85), point("b", 2.0, 0.92), point("b", 2.0, 0.94, 1)]
     bench.write_results([old], tmp_path / "t.csv", tmp_path / "t.png")
-    assert bench.earlier(tmp_path / "t.csv", {("b", 0, 0), ("b", 0, 1)}) == [old]
+
+    def run(p):
+        return (p.model, p.fold, p.seed)
+
+    assert bench.with_earlier(new, tmp_path / "t.csv", run) == [old, *new]
     bench.write_results([old, *new], tmp_path / "t.csv", tmp_path / "t.png")
-    assert bench.earlier(tmp_path / "t.csv", set()) == [old, *new]
+    again = point("b", 2.0, 0.95, 1)
+    assert bench.with_earlier([again], tmp_path / "t.csv", run) == [old, *new[:2], again]
+    assert bench.with_earlier([old], tmp_path / "t.csv", run) == [*new, old]
     assert bench.summary(new) == ["b: Dice 0.9300 +- 0.0141 (2 runs), 0.9 after 2.0 CPU minutes"]
     assert (tmp_path / "t.png").stat().st_size > 1000
 
