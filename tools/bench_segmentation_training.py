@@ -307,7 +307,7 @@ def chosen(only: str | None) -> list[str]:
 
 def data(images: int = IMAGES, validation: int = VALIDATION) -> tuple[ShapesSegmentation, ShapesSegmentation]:
     """The images to train and to evaluate on."""
-    augment = dict(recipe="crop", train=True, crop=SIZE, ratio_range=(0.75, 1.5), vflip=0.5)
+    augment = dict(recipe="crop", train=True, crop=SIZE, ratio_range=(0.75, 1.5), vflip=0.5, rotate=180)
     train = ShapesSegmentation("train", images, SIZE, transform=augment)
     return train, ShapesSegmentation("test", validation, SIZE, transform=dict(train=False))
 

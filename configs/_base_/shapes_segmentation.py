@@ -16,7 +16,7 @@ train_dataloader = dict(
         length=600,
         size=128,
         targets=["semantic"],
-        transform=dict(recipe="crop", train=True, crop=128, ratio_range=(0.75, 1.5), vflip=0.5),
+        transform=dict(recipe="crop", train=True, crop=128, ratio_range=(0.75, 1.5), vflip=0.5, rotate=180),
     ),
 )
 val_dataloader = dict(
