@@ -44,6 +44,10 @@ IMAGES, VALIDATION, SIZE, BATCH = 2000, 300, 128, 8
 RECIPE = Recipe(lr=4e-4, backbone_lr=1e-4, weight_decay=1e-4, clip=0.5, drop=11 / 12)
 #: RF-DETR has no encoder behind its backbone; its authors do not slow the backbone down
 OWN_RECIPES = {"rfdetr_nano": replace(RECIPE, backbone_lr=RECIPE.lr)}
+#: Co-DINO's recipes suppress softly what overlaps
+OWN_POSTPROCESS = {
+    "co_dino_nano": dict(type="zoo.detection.co_postprocess.best_of_pairs_clipped", count=300, soft_threshold=0.8)
+}
 
 
 @dataclass
@@ -136,7 +140,8 @@ class _Maps(nn.Module):
 def make(name: str, backbone: Path) -> nn.Module:
     """A detector of a name, ready to train; the same seed for each."""
     torch.manual_seed(0)
-    model: nn.Module = Peer(8) if name == PEER else DetectionModel(name, 8)
+    model: nn.Module
+    model = Peer(8) if name == PEER else DetectionModel(name, 8, postprocess=OWN_POSTPROCESS.get(name))
     inner = model.backbone if isinstance(model, Peer) else model.detector.backbone
     own, prepared = set(inner.state_dict()), set(torch.load(backbone, weights_only=True))
     if own <= prepared:
