@@ -178,7 +178,7 @@ def test_learns_four_images_by_heart(name):
     data = ShapesSegmentation("train", 4, 64, objects=(1, 2))
     batch = {k: [data[i][k] for i in range(4)] for k in ("inputs", "data_samples")}
     model = SegmentationModel(name)
-    steps = 50 if name == "mask2former_nano" else 150
+    steps = 120 if name == "mask2former_nano" else 150
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min(1, (i + 1) / 10) * (0.1 if i > 0.8 * steps else 1)
