@@ -32,10 +32,9 @@ def test_equal_scores_may_change_places_and_nothing_else():
     ("name", "suffix"),
     [("detr_nano", ".pt2"), ("dino_nano", ".pt2"), ("deformable_detr_nano", ".onnx")],
 )
-def test_files_give_the_same_boxes(tmp_path, name, suffix):
+def test_files_give_the_same_boxes(tmp_path, name, suffix, request):
     if suffix == ".onnx":
-        pytest.importorskip("onnxruntime")
-        pytest.importorskip("onnxscript")
+        request.getfixturevalue("onnx_exporter")
     predictor = untrained_predictor(name, size=96)
     with torch.no_grad():
         for p in predictor.model.parameters():  # heads start at zero, where all boxes are alike

@@ -93,7 +93,7 @@ def one_a_family():
 
 
 @pytest.mark.parametrize("kind", one_a_family(), ids=lambda r: r.kind)
-def test_onnx_of_flagship_families(kind):
+def test_onnx_of_flagship_families(kind, onnx_exporter):
     check(kind, "onnx")
 
 

@@ -80,10 +80,9 @@ def test_parts_of_an_image(name):
 
 
 @pytest.mark.parametrize("name, suffix", EXPORTED)
-def test_export(name, suffix, tmp_path):
+def test_export(name, suffix, tmp_path, request):
     if suffix == ".onnx":
-        pytest.importorskip("onnxruntime")
-        pytest.importorskip("onnxscript")
+        request.getfixturevalue("onnx_exporter")
     made = predictor(name, classes=[f"class {k}" for k in range(6)], category_ids=range(1, 7))
     file = tmp_path / f"s{suffix}"
     report = export_model(made, file)

@@ -29,9 +29,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_dim] -> [..., out_dim]``."""
-        for layer in self.layers[:-1]:
+        *inner, last = self.layers  # no slice: torch 2.6 cannot export one of a list of modules
+        for layer in inner:
             x = F.relu(layer(x))
-        return self.layers[-1](x)
+        return last(x)
 
 
 class GLU(nn.Module):

@@ -105,6 +105,8 @@ class WindowAttentionUpsample(nn.Module):
         ValueError: an argument outside the above, or maps whose sizes are not ceil(lateral / stride) = coarse.
     """
 
+    index: Tensor  # of each query and key, in the table
+
     def __init__(
         self,
         lateral_dim: int,
@@ -138,7 +140,7 @@ class WindowAttentionUpsample(nn.Module):
 
     def bias(self) -> Tensor:
         """``[heads, queries, keys]`` of a window."""
-        return self.table[self.get_buffer("index")].permute(2, 0, 1)
+        return self.table[self.index].permute(2, 0, 1)
 
     def forward(self, lateral: Tensor, coarse: Tensor) -> Tensor:
         """``[B, lateral_dim, ...]`` and ``[B, coarse_dim, ...]`` to ``[B, dim, ...]`` at the lateral map's size."""
