@@ -13,11 +13,13 @@ ADE_SIZE = 512
 NANO_SIZE = 128
 #: of the generated shapes: five shapes and the background
 NANO_CLASSES = 6
-#: for generated shapes: some are wider than those for digits
+#: for generated shapes: some are wider than those for digits, and windows are as large as what shows one shape
 NANO_BACKBONES: dict[str, dict[str, Any]] = {
     "davit_nano": dict(type="davit_nano", embed_dims=(64, 128, 256), num_heads=(4, 8, 16)),
     "biformer_nano": dict(type="biformer_nano"),
-    "agent_swin_nano": dict(type="agent_swin_nano", embed_dim=64),
+    "agent_swin_nano": dict(
+        type="agent_swin_nano", img_size=64, embed_dim=64, window_size=16, agent_num=16, min_softmax_window=4
+    ),
 }
 
 
