@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dataset import pseudo_collate
 from torch import Tensor
 
 from zoo.data.loading import read_image
@@ -37,7 +38,7 @@ from zoo.registry import MODELS, build
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from timed_run import Recipe, TimedRun, collate, shuffled_batch, with_earlier, write_points  # noqa: E402
+from timed_run import Recipe, TimedRun, shuffled_batch, with_earlier, write_points  # noqa: E402
 
 #: model -> its recipe
 RECIPES = {
@@ -118,9 +119,8 @@ def phantom_task(recipe: str, fold: int, seed: int, upsample: str | None = None,
         return shuffled_batch(train, size, step, seed)
 
     def evaluate(segmenter: VolumeSegmenter) -> Scores:
-        found = (
-            segmenter(**segmenter.data_preprocessor(collate([val[i]])), mode="predict")[0] for i in range(len(val))
-        )
+        batches = (pseudo_collate([val[i]]) for i in range(len(val)))
+        found = (segmenter(**segmenter.data_preprocessor(batch), mode="predict")[0] for batch in batches)
         return mean_dice(found, val.classes)
 
     return Task(model, batch, evaluate, size, config["optim_wrapper"]["optimizer"])
@@ -160,11 +160,11 @@ def nuclei_task(recipe: str, folder: Path, quadrant: int, seed: int) -> Task:
             a, b = (torch.rot90(t.flip(0) if mirrored else t, turns) for t in (a, b))
             a = a * float(rng.uniform(0.8, 1.2)) + float(rng.uniform(-0.2, 0.2))
             found.append(dict(inputs=a[None], data_samples=_labelled("patch", b, (1.0, 1.0))))
-        return collate(found)
+        return pseudo_collate(found)
 
     def evaluate(segmenter: VolumeSegmenter) -> Scores:
         sample = dict(inputs=image[held][None], data_samples=_labelled("quadrant", label[held], (1.0, 1.0)))
-        found = segmenter(**segmenter.data_preprocessor(collate([sample])), mode="predict")
+        found = segmenter(**segmenter.data_preprocessor(pseudo_collate([sample])), mode="predict")
         return mean_dice(found, ("background", "nuclei"))
 
     return Task(model, batch, evaluate, PATCHES, config["optim_wrapper"]["optimizer"])

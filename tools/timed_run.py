@@ -9,13 +9,14 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dataset import pseudo_collate
 from torch import nn
 
 from zoo.data.shapes import Shapes
@@ -219,20 +220,14 @@ def shuffled_batch(data: Any, size: int, step: int, seed: int | None = None) -> 
     epoch, number = divmod(step, len(data) // size)
     data.set_epoch(epoch)
     rng = np.random.default_rng(epoch if seed is None else (seed, epoch))
-    return collate(data[int(i)] for i in rng.permutation(len(data))[number * size : (number + 1) * size])
-
-
-def collate(samples: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Samples as a batch: a list of each key."""
-    samples = list(samples)
-    return {k: [s[k] for s in samples] for k in ("inputs", "data_samples")}
+    return pseudo_collate([data[int(i)] for i in rng.permutation(len(data))[number * size : (number + 1) * size]])
 
 
 def predictions(model: Any, data: Any, batch: int = 20) -> list[Any]:
     """What a model predicts for all of a data set."""
     found = []
     for start in range(0, len(data), batch):
-        given = collate(data[i] for i in range(start, min(start + batch, len(data))))
+        given = pseudo_collate([data[i] for i in range(start, min(start + batch, len(data)))])
         found += model(**model.data_preprocessor(given), mode="predict")
     return found
 
