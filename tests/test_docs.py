@@ -80,6 +80,6 @@ def test_links_lead_somewhere():
 
 
 def test_every_make_target_in_the_readme_exists():
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {t for page in PAGES for t in re.findall(r"\bmake ([a-z-]+)\b(?= |`|,)", page.read_text())}
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = {t for page in PAGES for t in re.findall(r"\bmake ([a-z-]+)\b(?= |`|,)", page.read_text(encoding="utf-8"))}
     assert {"demo", "test"} <= named & targets

@@ -190,14 +190,14 @@ def report_peak(which: str, case: str) -> None:
     torch.set_num_threads(1)
     make, _ = CASES[case]
     run = make()[which == "peer"]
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
     before = _status("VmRSS")
     run()
     print((_status("VmHWM") - before) // 1024)
 
 
 def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return int(next(line for line in lines if line.startswith(key)).split()[1])
 
 

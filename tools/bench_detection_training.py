@@ -220,7 +220,7 @@ def data(folder: Path, images: int, validation: int) -> tuple[Any, Any]:
     """The shapes as COCO files, written once, to train and to validate on."""
     for split, count in (("train", images), ("val", validation)):
         file = folder / "coco" / "annotations" / f"instances_{split}.json"
-        if not file.is_file() or len(json.loads(file.read_text())["images"]) != count:
+        if not file.is_file() or len(json.loads(file.read_text(encoding="utf-8"))["images"]) != count:
             Shapes(split, count, SIZE, objects=(1, 5)).write_coco(folder / "coco")
     at = folder / "coco" / "annotations"
     augment = dict(recipe="resize", train=True, size=(112, 128, 144))

@@ -35,7 +35,7 @@ def train(name: str, work_dir: Path) -> dict:
     if zoo(["train", name, "--work-dir", str(work_dir), "--cfg-options", *options]):
         raise SystemExit(f"training {name} failed")
     seconds = time.perf_counter() - started
-    checkpoint = work_dir / (work_dir / "last_checkpoint").read_text().strip()
+    checkpoint = work_dir / (work_dir / "last_checkpoint").read_text(encoding="utf-8").strip()
     cfg = load_config(name, options)
     cfg.work_dir, cfg.load_from = str(work_dir / "test"), str(checkpoint)
     runner = Runner.from_cfg(cfg)
@@ -140,7 +140,7 @@ def main() -> int:
     draw_predictions(results[0], args.out)
     draw_attention(results[-1], args.out)
     shutil.copy(args.out / args.configs[0] / "curves.png", args.out / "curves.png")
-    (args.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    (args.out / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
     print(f"\n{'config':<36}{'parameters':>12}{'held-out top-1':>16}{'training':>10}")
     for r in results:

@@ -95,7 +95,7 @@ def page_of(mixer: str) -> str:
     found = [
         (text.index(b), p.name)
         for p in sorted(folder.glob("*.md"))
-        for text in [p.read_text()]
+        for text in [p.read_text(encoding="utf-8")]
         for b in built
         if b in text
     ]

@@ -316,7 +316,7 @@ def read_points(kind: type, file: Path) -> list[Any]:
         return []
     kinds: dict[Any, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
     kinds["float | None"] = lambda text: float(text) if text else None
-    with file.open(newline="") as opened:
+    with file.open(encoding="utf-8", newline="") as opened:
         return [kind(*(kinds[f.type](row[f.name]) for f in fields(kind))) for row in csv.DictReader(opened)]
 
 

@@ -24,7 +24,7 @@ def write(path: Path, text: str) -> None:
     """Write to a temporary name, then move into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -32,7 +32,7 @@ def read(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV; none if it is absent."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -105,7 +105,7 @@ def into_readme(readme: Path, text: str) -> None:
     Raises:
         ValueError: the markers are missing.
     """
-    old = readme.read_text()
+    old = readme.read_text(encoding="utf-8")
     if BEGIN not in old or END not in old:
         raise ValueError(f"{readme} lacks the markers {BEGIN} and {END}")
     head, rest = old.split(BEGIN, 1)

@@ -59,7 +59,7 @@ def about(device: torch.device, threads: int) -> dict[str, Any]:
 def cpu_name() -> str:
     """The processor's model name."""
     try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     except OSError:
         found = None
     return found.group(1).strip() if found else platform.processor() or platform.machine()

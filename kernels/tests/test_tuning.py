@@ -246,9 +246,9 @@ def test_tuning_takes_the_fastest_right_configuration(
     assert forward["use"] == {"BM": 16}
     assert backward["use"] == {}  # two percent are noise
     tune.merge(tables / "sm_90.json", entries)
-    first = (tables / "sm_90.json").read_text()
+    first = (tables / "sm_90.json").read_text(encoding="utf-8")
     tune.merge(tables / "sm_90.json", entries)
-    assert (tables / "sm_90.json").read_text() == first
+    assert (tables / "sm_90.json").read_text(encoding="utf-8") == first
     assert tuning.load("sm_90") == entries
     assert [p.name for p in tables.iterdir()] == ["sm_90.json"]
     own = tuning.config("window_forward", "sm_90", DEFAULT, exact=forward["exact"], near={"windows": 3})

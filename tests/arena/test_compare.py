@@ -129,7 +129,7 @@ def children(pid):
 
 def alive(pid):
     try:
-        with open(f"/proc/{pid}/stat") as file:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
@@ -156,7 +156,7 @@ def results(tmp_path):
 
 
 def test_report_says_what_was_measured(results, tmp_path):
-    page = write_report(results, tmp_path / "report").read_text()
+    page = write_report(results, tmp_path / "report").read_text(encoding="utf-8")
     rows = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("| `")}
     (row,) = (x for x in page.splitlines() if x.startswith("| `window`") and "92.0 +- 1.0" in x)
     assert row.split("|")[3:9] == [" 51.0 +- 0.0 ", " 1.2M ", " 2.5G ", " 20.0 ", " 58.8 ", " - "]
@@ -169,7 +169,7 @@ def test_report_says_what_was_measured(results, tmp_path):
     for picture in ("accuracy_vit.png", "growth.png", "memory_vit.png"):
         assert f"({picture})" in page
         assert (tmp_path / "report" / picture).stat().st_size > 5000
-    listed = list(csv.DictReader(io.StringIO((tmp_path / "report" / "arena.csv").read_text())))
+    listed = list(csv.DictReader(io.StringIO((tmp_path / "report" / "arena.csv").read_text(encoding="utf-8"))))
     assert len(listed) == len(results.rows())
     assert {r["value"] for r in listed if r["measure"] == "parameters"} == {"1.25e+06"}
 

@@ -57,7 +57,7 @@ each_network = pytest.mark.parametrize("network, arguments", NETWORKS, ids=["dei
 
 
 def test_parameter_counts(conformance_dir):
-    variants = json.loads((conformance_dir / "facts" / "agent_attention.json").read_text())["variants"]
+    variants = json.loads((conformance_dir / "facts" / "agent_attention.json").read_text(encoding="utf-8"))["variants"]
     assert len(variants) == 18
     for name, facts in variants.items():
         with torch.device("meta"):

@@ -17,7 +17,7 @@ STL = dict(depth=(1, 1, 1, 1), embed_dim=(16, 24, 32, 48), head_dim=8, n_wins=2,
 
 
 def test_parameter_counts(conformance_dir):
-    variants = json.loads((conformance_dir / "facts" / "biformer.json").read_text())["variants"]
+    variants = json.loads((conformance_dir / "facts" / "biformer.json").read_text(encoding="utf-8"))["variants"]
     assert len(variants) == 5
     for name, facts in variants.items():
         with torch.device("meta"):

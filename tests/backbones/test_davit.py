@@ -21,7 +21,7 @@ OFFICIAL = {
 
 @pytest.fixture(scope="module")
 def variants(conformance_dir):
-    return json.loads((conformance_dir / "facts" / "davit.json").read_text())["variants"]
+    return json.loads((conformance_dir / "facts" / "davit.json").read_text(encoding="utf-8"))["variants"]
 
 
 def randomised(model: torch.nn.Module) -> torch.nn.Module:

@@ -13,7 +13,7 @@ TINY = dict(input_size=32, patch_size=8, dim=16, depth=2, num_heads=2, num_class
 
 
 def test_parameter_counts(conformance_dir):
-    variants = json.loads((conformance_dir / "facts" / "fftnet.json").read_text())["variants"]
+    variants = json.loads((conformance_dir / "facts" / "fftnet.json").read_text(encoding="utf-8"))["variants"]
     assert set(variants) == {"fftnet_vit_default"}
     facts = variants["fftnet_vit_default"]
     with torch.device("meta"):

@@ -46,7 +46,7 @@ each_network = pytest.mark.parametrize("network, arguments", NETWORKS, ids=["dei
 
 
 def test_parameter_counts(conformance_dir):
-    variants = json.loads((conformance_dir / "facts" / "inline_attention.json").read_text())["variants"]
+    variants = json.loads((conformance_dir / "facts" / "inline_attention.json").read_text(encoding="utf-8"))["variants"]
     assert len(variants) == 15
     for name, facts in variants.items():
         with torch.device("meta"):

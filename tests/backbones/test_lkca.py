@@ -13,7 +13,7 @@ OFFICIAL = dict(img_size=32, patch_size=8, num_classes=5, dim=16, depth=2, heads
 
 
 def test_parameter_counts(conformance_dir):
-    variants = json.loads((conformance_dir / "facts" / "lkca.json").read_text())["variants"]
+    variants = json.loads((conformance_dir / "facts" / "lkca.json").read_text(encoding="utf-8"))["variants"]
     names = {"vit-8m-lkca": "lkca_vit_8m", "vit-12m-lkca": "lkca_vit_12m", "largevit-cnn": "lkca_largevit"}
     assert set(variants) == set(names)
     for official, name in names.items():

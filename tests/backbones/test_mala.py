@@ -34,7 +34,7 @@ OFFICIAL = dict(
 
 
 def test_parameter_counts(conformance_dir):
-    variants = json.loads((conformance_dir / "facts" / "mala.json").read_text())["variants"]
+    variants = json.loads((conformance_dir / "facts" / "mala.json").read_text(encoding="utf-8"))["variants"]
     names = dict(MALA_T="mavit_tiny", MALA_S="mavit_small", MALA_B="mavit_base", MALA_L="mavit_large")
     assert set(variants) == set(names)
     for name, facts in variants.items():

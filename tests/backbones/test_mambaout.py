@@ -24,7 +24,7 @@ def randomised(model: nn.Module) -> nn.Module:
 
 
 def test_parameter_counts(conformance_dir):
-    variants = json.loads((conformance_dir / "facts" / "mambaout.json").read_text())["variants"]
+    variants = json.loads((conformance_dir / "facts" / "mambaout.json").read_text(encoding="utf-8"))["variants"]
     assert len(variants) == 5
     for name, facts in variants.items():
         with torch.device("meta"):

@@ -27,7 +27,7 @@ MODELS_UNDER_TEST = {
 
 @pytest.mark.parametrize("system", ["nat", "dinat"])
 def test_parameter_counts(conformance_dir, system):
-    variants = json.loads((conformance_dir / "facts" / f"{system}.json").read_text())["variants"]
+    variants = json.loads((conformance_dir / "facts" / f"{system}.json").read_text(encoding="utf-8"))["variants"]
     assert len(variants) == {"nat": 4, "dinat": 18}[system]
     kinds = {"vitrpb": importer.ISOTROPIC, "dinat_s_": importer.DINAT_S, "dinat_": importer.DINAT, "nat_": importer.NAT}
     for name, facts in variants.items():

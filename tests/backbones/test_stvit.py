@@ -20,7 +20,7 @@ TINY = dict(
 
 
 def test_parameter_counts(conformance_dir):
-    variants = json.loads((conformance_dir / "facts" / "stvit.json").read_text())["variants"]
+    variants = json.loads((conformance_dir / "facts" / "stvit.json").read_text(encoding="utf-8"))["variants"]
     assert len(variants) == 6
     for name, facts in variants.items():
         with torch.device("meta"):

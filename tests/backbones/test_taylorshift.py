@@ -17,7 +17,7 @@ NAMES = dict(na="nano", mu="micro", Ti="tiny", S="small", B="base", L="large")
 
 
 def test_parameter_counts(conformance_dir):
-    variants = json.loads((conformance_dir / "facts" / "taylorshift.json").read_text())["variants"]
+    variants = json.loads((conformance_dir / "facts" / "taylorshift.json").read_text(encoding="utf-8"))["variants"]
     assert len(variants) == 7
     for name, facts in variants.items():
         size, _, conv = name.removeprefix("TaylorShiftViT-").partition("-")

@@ -154,8 +154,8 @@ def test_own_data_in_one_command(capsys, trained):
     assert metrics["accuracy/top1"] == metrics["macro/f1"] == 100.0
     assert main(["test", str(trained / config), str(trained / "epoch_3.pth"), "--work-dir", str(trained / "t")]) == 0
     assert "confusion.png" in capsys.readouterr().out
-    assert json.loads((trained / "t" / "confusion.json").read_text())["matrix"] == [[2, 0], [0, 2]]
-    assert (trained / "t" / "per_class.csv").read_text().splitlines()[1].startswith("dark,100")
+    assert json.loads((trained / "t" / "confusion.json").read_text(encoding="utf-8"))["matrix"] == [[2, 0], [0, 2]]
+    assert (trained / "t" / "per_class.csv").read_text(encoding="utf-8").splitlines()[1].startswith("dark,100")
     assert (trained / "t" / "confusion.png").stat().st_size > 1000
 
 
@@ -166,7 +166,7 @@ def test_predict_follows_the_checkpoint(capsys, trained, folder, tmp_path):
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 24
     assert all(os.path.basename(os.path.dirname(p["source"])) == p["name"] for p in lines)
-    assert (tmp_path / "out" / "predictions.jsonl").read_text().count("\n") == 24
+    assert (tmp_path / "out" / "predictions.jsonl").read_text(encoding="utf-8").count("\n") == 24
     assert len(list((tmp_path / "out").glob("*.png"))) == 24
 
 

@@ -80,7 +80,7 @@ def test_predict_writes_label_maps(organs, tmp_path, capsys):
     assert before.affine.tobytes() == after.affine.tobytes()
     assert np.array(before.header.get_zooms()).tobytes() == np.array(after.header.get_zooms()).tobytes()
     assert before.shape == after.shape
-    line = json.loads((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()[1])
+    line = json.loads((tmp_path / "out" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()[1])
     assert line["case"] == names[1]
     counts = np.bincount(np.asarray(nibabel.load(tmp_path / "out" / images[1].name).dataobj).ravel(), minlength=5)
     assert [c["voxels"] for c in line["classes"]] == counts[1:].tolist()
@@ -207,7 +207,7 @@ def test_what_has_no_truth(organs, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no label maps"):
         evaluate_label_maps(tmp_path / "empty", folder)
-    images = (organs / "organs.py").read_text().replace("VolumeDataset,", "DigitsDataset,").replace(
+    images = (organs / "organs.py").read_text(encoding="utf-8").replace("VolumeDataset,", "DigitsDataset,").replace(
         "zoo.data.volume_dataset import VolumeDataset", "zoo.data.digits import DigitsDataset"
     )  # fmt: skip
     (tmp_path / "digits.py").write_text(images)

@@ -29,7 +29,7 @@ def test_modules_agree_on_the_backend(conformance_dir, tmp_path, backend):
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "tools" / "conformance.py"), str(conformance_dir), *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    results = json.loads(report.read_text())
+    results = json.loads(report.read_text(encoding="utf-8"))
     assert [r for r in results if r["status"] == "fail"] == [], done.stdout
     passed = {r["system"] for r in results if r["status"] == "pass"}
     assert passed == set(SYSTEMS), done.stdout

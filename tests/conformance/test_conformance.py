@@ -64,7 +64,7 @@ def test_exit_status_json_and_lines(tool, case, tmp_path, capsys):
     assert lines[0].startswith("pass    davit/renamed")
     assert lines[1].startswith("missing no_such_system/x")
     assert "2 cases: 1 pass, 0 fail, 1 missing" in lines[2]
-    rows = json.loads(report.read_text())
+    rows = json.loads(report.read_text(encoding="utf-8"))
     assert [set(r) for r in rows] == [{"system", "case", "status", "output", "max_abs", "rel", "message"}] * 2
     assert [r["status"] for r in rows] == ["pass", "missing"]
     assert rows[0]["output"] in ("attn", "out")
@@ -77,7 +77,7 @@ def test_exit_status_json_and_lines(tool, case, tmp_path, capsys):
     copy_case(case, good / "spoiled.safetensors", spoil)
     assert tool.main([str(tmp_path / "fixtures"), "--system", "davit", "--json", str(report)]) == 1
     assert "fail    davit/spoiled  out: max abs" in capsys.readouterr().out
-    assert [r["status"] for r in json.loads(report.read_text())] == ["pass", "fail"]
+    assert [r["status"] for r in json.loads(report.read_text(encoding="utf-8"))] == ["pass", "fail"]
     assert tool.main([str(tmp_path / "fixtures"), "--system", "davitt"]) == 2
     assert "no system davitt" in capsys.readouterr().err
     assert tool.main([str(tmp_path / "nowhere")]) == 2

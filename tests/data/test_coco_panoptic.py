@@ -150,7 +150,7 @@ def test_instances_are_cocos(tmp_path):
         assert sample.gt_instances.boxes.tolist() == scene.boxes.tolist()
         assert len(sample.ground_truth["segmentations"]) == len(scene.labels)
         assert "gt_sem_seg" not in sample
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     crowd, flat = content["annotations"][:2]
     crowd["iscrowd"] = 1
     flat["segmentation"]["size"] = [32, 128]
@@ -166,7 +166,7 @@ def test_instances_are_cocos(tmp_path):
 
 def test_a_category_without_instances_and_an_image_without_any(tmp_path):
     path = Shapes("train", 2, 64, classes=("circle",)).write_coco(tmp_path)
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     content["categories"].append({"id": 9, "name": "nothing"})
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] == 1]
     path.write_text(json.dumps(content))

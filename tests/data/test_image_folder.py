@@ -1,6 +1,7 @@
 """Class folders and annotation lists."""
 
 import json
+import locale
 
 import cv2
 import numpy as np
@@ -109,6 +110,24 @@ def test_annotation_lists(make_folder, tmp_path, name):
     assert dataset.labels.tolist() == [0, 1, 0]
     assert [dataset.path_of(i) for i in range(3)] == [str(root / p) for p in ("a/0.png", "a/1.png", "b b/0.png")]
     assert dataset[2]["inputs"].shape == (3, 12, 16)
+
+
+@pytest.fixture
+def ascii_locale():
+    """The locale "C": text files that are opened without an encoding are ASCII."""
+    before = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")
+    yield
+    locale.setlocale(locale.LC_CTYPE, before)
+
+
+@pytest.mark.usefixtures("ascii_locale")
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_are_utf8_in_every_locale(tmp_path, name):
+    (tmp_path / name).write_bytes(LISTS[name].replace("cat", "Kätzchen").replace("b b", "b ü").encode())
+    pairs, classes = read_annotations(tmp_path / name)
+    assert [path for path, _ in pairs] == ["a/0.png", "a/1.png", "b ü/0.png"]
+    assert (classes or [label for _, label in pairs])[:2] == ["Kätzchen", "dog"]
 
 
 def test_numbers_are_indices(make_folder, tmp_path):

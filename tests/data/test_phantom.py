@@ -78,7 +78,7 @@ def test_written_as_real_nifti_in_the_decathlons_layout(tmp_path):
     seen = []
     file = write_phantom(tmp_path, 3, (32, 28, 16), seed=5, test=1, progress=lambda *a: seen.append(a))
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert json.loads(file.read_text())["numTraining"] == 3
+    assert json.loads(file.read_text(encoding="utf-8"))["numTraining"] == 3
     found = find_volume_data(tmp_path)
     assert found.format == "msd"
     assert found.classes == list(PHANTOM_CLASSES)

@@ -110,7 +110,7 @@ class TestCoco:
         path = crowd.write_coco(
             tmp_path, segmentation=segmentation, progress=lambda done, total: seen.append((done, total))
         )
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         assert path == tmp_path / "annotations" / "instances_val.json"
         assert seen[-1] == (24, 24)
         assert len(content["images"]) == 24

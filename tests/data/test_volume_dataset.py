@@ -234,7 +234,7 @@ def test_several_channels_of_one_file(phantom, own):
         image = nib.load(case.images[0])
         array = image.get_fdata()
         nib.save(nib.Nifti1Image(np.stack([array, 1000 - array], -1).astype(np.int16), image.affine), case.images[0])
-    content = json.loads((own / "dataset.json").read_text())
+    content = json.loads((own / "dataset.json").read_text(encoding="utf-8"))
     (own / "dataset.json").write_text(json.dumps({**content, "modality": {"0": "CT", "1": "negative"}}))
     data = dataset(own, patch_size=(8, 8, 8), normalisation=["zscore", "none"])
     x = data[0]["inputs"]

@@ -103,7 +103,7 @@ def test_yolo_that_counts_from_one(yolo_folder):
 
 def test_voc_faults(voc_folder):
     file = voc_folder / "Annotations" / "img1.xml"
-    file.write_text(file.read_text().replace("<name>three</name>", ""))
+    file.write_text(file.read_text(encoding="utf-8").replace("<name>three</name>", ""))
     (voc_folder / "ImageSets" / "Main").mkdir(parents=True)
     (voc_folder / "ImageSets" / "Main" / "train.txt").write_text("img0\ngone\n")
     (voc_folder / "ImageSets" / "Main" / "val.txt").write_text("img0\n")

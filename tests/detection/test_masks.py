@@ -191,7 +191,7 @@ def shapes(tmp_path_factory):
     root = tmp_path_factory.mktemp("shapes")
     for split, count, kind in (("train", 8, "polygon"), ("val", 3, "rle")):
         file = Shapes(split, count, 64, objects=(1, 3)).write_coco(root, segmentation=kind)
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         for item in content["categories"]:
             item["id"] *= 10
         for item in content["annotations"]:
@@ -219,7 +219,7 @@ def test_own_data_is_tested_as_its_predictions_are(trained, shapes, capsys):
     by_model = json.loads(capsys.readouterr().out)
     assert {"coco/AP", "coco/mask_AP", "coco/mask_AR100"} <= set(by_model)
     predictions = trained / "test" / "predictions.json"
-    entries = json.loads(predictions.read_text())
+    entries = json.loads(predictions.read_text(encoding="utf-8"))
     assert entries
     assert all(e["segmentation"]["size"] == [64, 64] for e in entries)
     again = ["--predictions", str(predictions), "--work-dir", str(trained / "again")]
@@ -233,7 +233,7 @@ def test_own_data_is_tested_as_its_predictions_are(trained, shapes, capsys):
 def test_predictions_of_the_truth_are_perfect(shapes, tmp_path, capsys):
     """Masks alone, without boxes; then one of another size, and one that is missing."""
     file = shapes / "annotations" / "instances_val.json"
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
     size = {i["id"]: (i["height"], i["width"]) for i in content["images"]}
     entries = [
         dict(image_id=a["image_id"], category_id=a["category_id"], score=0.9,
@@ -260,14 +260,14 @@ def test_predict_writes_masks(trained, shapes, tmp_path):
     given = ["predict", "mask_rcnn_nano", str(shapes / "val"), "--weights", weights, "--out", str(tmp_path)]
     more = ["--score-threshold", "0", "--max-detections", "3", "--coco", str(tmp_path / "coco.json")]
     assert main([*given, *more]) == 0
-    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     runs = [o["segmentation"] for line in lines for o in line["objects"]]
     assert runs
     assert all(r["size"] == [64, 64] for r in runs)
-    assert [e["segmentation"] for e in json.loads((tmp_path / "coco.json").read_text())] == runs
+    assert [e["segmentation"] for e in json.loads((tmp_path / "coco.json").read_text(encoding="utf-8"))] == runs
     assert len(list(tmp_path.glob("*.png"))) == 3
     assert main([*given, *more, "--polygons"]) == 0
-    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     outlines = [o["segmentation"] for line in lines for o in line["objects"]]
     assert outlines == [mask_to_polygons(m) for m in decode_masks(runs, 64, 64)]
     assert main([*given, "--attention"]) != 0
@@ -279,7 +279,7 @@ def test_own_data_without_masks_is_refused(shapes, voc_folder, tmp_path):
     root = tmp_path / "few"
     shutil.copytree(shapes, root)
     file = root / "annotations" / "instances_train.json"
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
     for a in content["annotations"][:2]:
         a["segmentation"] = []
     file.write_text(json.dumps(content))

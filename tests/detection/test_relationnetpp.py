@@ -95,7 +95,7 @@ HEADS = [("retina", "retinanet_bvr_r50"), ("fcos", "fcos_bvr_x101_dcn"), ("atss"
 
 @pytest.mark.parametrize(("kind", "fact"), HEADS)
 def test_parameters_are_the_authors(kind, fact, conformance_dir):
-    facts = json.loads((conformance_dir / "facts" / "relationnetpp.json").read_text())["variants"][fact]
+    facts = json.loads((conformance_dir / "facts" / "relationnetpp.json").read_text(encoding="utf-8"))["variants"][fact]
     with torch.device("meta"):
         head = build(importer.config_from_official("BVRHead", official(kind)), MODELS)
         named = zoo.create_model(f"relationnetpp_{'retinanet' if kind == 'retina' else kind}_r50").network.head

@@ -77,7 +77,7 @@ def test_parameters_are_the_authors(name):
 
 
 def test_named_models_are_those_of_the_authors_arguments(conformance_dir):
-    facts = json.loads((conformance_dir / "facts" / "rfdetr.json").read_text())["variants"]
+    facts = json.loads((conformance_dir / "facts" / "rfdetr.json").read_text(encoding="utf-8"))["variants"]
     assert {k: f["params"] for k, f in facts.items()} == dict(PARAMETERS.values())
     for name, (official, _) in PARAMETERS.items():
         spec = importer.config_from_official(importer.NETWORK, facts[official]["kwargs"])

@@ -58,7 +58,7 @@ def shapes(tmp_path_factory):
     root = tmp_path_factory.mktemp("shapes")
     for split, count in (("train", 12), ("val", 4)):
         file = Shapes(split, count, 64, objects=(1, 3)).write_coco(root)
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         for item in content["categories"]:
             item["id"] = 10 * item["id"]
         for item in content["annotations"]:
@@ -88,7 +88,7 @@ def test_own_data_by_one_command(trained, shapes, capsys):
     args = ["test", str(next(trained.glob("dino_nano_*.py"))), str(checkpoint), "--work-dir", str(trained / "test")]
     assert main([*args, "--json"]) == 0
     by_model = json.loads(capsys.readouterr().out)
-    entries = json.loads((trained / "test" / "predictions.json").read_text())
+    entries = json.loads((trained / "test" / "predictions.json").read_text(encoding="utf-8"))
     assert {e["category_id"] for e in entries} <= {10 * i for i in range(1, 9)}
     annotations = str(shapes / "annotations" / "instances_val.json")
     given = [
@@ -115,12 +115,15 @@ def test_predict_with_the_trained_weights(trained, shapes, tmp_path, capsys):
     ]
     more = ["--score-threshold", "0.01", "--max-detections", "5", "--attention", "--coco", str(tmp_path / "coco.json")]
     assert main([*args, *more]) == 0
-    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(lines) == 4
-    names = {c["name"] for c in json.loads((shapes / "annotations" / "instances_val.json").read_text())["categories"]}
+    names = {
+        c["name"]
+        for c in json.loads((shapes / "annotations" / "instances_val.json").read_text(encoding="utf-8"))["categories"]
+    }
     assert all(1 <= len(line["objects"]) <= 5 for line in lines)
     assert {o["name"] for line in lines for o in line["objects"]} <= names
-    entries = json.loads((tmp_path / "coco.json").read_text())
+    entries = json.loads((tmp_path / "coco.json").read_text(encoding="utf-8"))
     assert {e["category_id"] for e in entries} <= {10 * i for i in range(1, 9)}
     assert len(list(tmp_path.glob("*_attention.png"))) == 4
     assert main([*args[:-2], "--score-threshold", "0.999", "--json"]) == 0
@@ -129,7 +132,7 @@ def test_predict_with_the_trained_weights(trained, shapes, tmp_path, capsys):
 
 
 def test_other_heads_are_replaced(trained, shapes, tmp_path):
-    content = json.loads((shapes / "annotations" / "instances_train.json").read_text())
+    content = json.loads((shapes / "annotations" / "instances_train.json").read_text(encoding="utf-8"))
     keep = {10, 20, 30}
     content["categories"] = [c for c in content["categories"] if c["id"] in keep]
     content["annotations"] = [a for a in content["annotations"] if a["category_id"] in keep]

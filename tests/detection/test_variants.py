@@ -49,7 +49,9 @@ def test_parameters_are_the_authors(name):
 def test_the_table_above_is_the_recorded_one(conformance_dir):
     recorded = set()
     for family in FAMILIES:
-        facts = json.loads((conformance_dir / "facts" / f"{family}.json").read_text())["variants"].values()
+        facts = json.loads((conformance_dir / "facts" / f"{family}.json").read_text(encoding="utf-8"))[
+            "variants"
+        ].values()
         recorded |= {(f["params"], f["params_trainable"]) for f in facts}
     assert set(PARAMETERS.values()) <= recorded
 

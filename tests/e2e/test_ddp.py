@@ -27,7 +27,7 @@ log_level = "INFO"
 
 def _config(tmp_path: Path, name: str, more: str) -> Path:
     file = tmp_path / f"{name}.py"
-    file.write_text((PARTS / "toy_config.py").read_text() + PLAIN + more)
+    file.write_text((PARTS / "toy_config.py").read_text(encoding="utf-8") + PLAIN + more)
     return file
 
 
@@ -103,7 +103,7 @@ def test_sigterm_stops_all_processes_with_a_checkpoint(tmp_path: Path) -> None:
         run.send_signal(signal.SIGTERM)
         _, errors = run.communicate(timeout=120)
     assert run.returncode != 0
-    name = (tmp_path / "run" / "last_checkpoint").read_text()
+    name = (tmp_path / "run" / "last_checkpoint").read_text(encoding="utf-8")
     assert name.startswith("iter_"), errors.decode()[-2000:]
     saved = read_checkpoint(tmp_path / "run" / name)
     assert saved["meta"]["iter"] % STOP_CHECK == 0

@@ -39,7 +39,7 @@ def _run(config: Path, work_dir: Path, processes: int, *flags: str) -> str:
 
 def _config(tmp_path: Path, name: str, more: str) -> Path:
     file = tmp_path / f"{name}.py"
-    file.write_text((PARTS / "toy_config.py").read_text() + SHARDED + more)
+    file.write_text((PARTS / "toy_config.py").read_text(encoding="utf-8") + SHARDED + more)
     return file
 
 

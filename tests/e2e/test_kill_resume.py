@@ -23,7 +23,11 @@ ITERATIONS = 15
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     """The toy training with a checkpoint every second iteration, and a hook that kills when told to."""
-    source = (PARTS / "toy_config.py").read_text().replace("import ToyAccuracy", "import KillHook, ToyAccuracy")
+    source = (
+        (PARTS / "toy_config.py")
+        .read_text(encoding="utf-8")
+        .replace("import ToyAccuracy", "import KillHook, ToyAccuracy")
+    )
     file = tmp_path / "toy_kill.py"
     file.write_text(source + BY_ITERATION + "custom_hooks.append(dict(type=KillHook))\n")
     return file

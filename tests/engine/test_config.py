@@ -28,7 +28,7 @@ from zoo.registry import MODELS, UnknownNameError, build
 
 def _with(toy_config: Path, tmp_path: Path, more: str) -> Path:
     file = tmp_path / "changed.py"
-    file.write_text(toy_config.read_text() + more)
+    file.write_text(toy_config.read_text(encoding="utf-8") + more)
     return file
 
 
@@ -211,7 +211,7 @@ def test_written_config_is_read_back_the_same(toy_config: Path, tmp_path: Path) 
     file = tmp_path / "dumped.py"
     file.write_text(config_text(config))
     again = load_config(file)
-    assert config_text(again) == file.read_text()
+    assert config_text(again) == file.read_text(encoding="utf-8")
     assert again.optim_wrapper.optimizer.betas == (0.9, 0.99)
     assert again.model.type == "zoo.classification.model.ImageClassifier"
 
@@ -232,7 +232,7 @@ def test_long_values_and_odd_floats_are_written_readably(tmp_path: Path) -> None
     config.model.data_preprocessor = {"mean": [float(i) / 3 for i in range(12)], "std": (float("inf"),) * 12}
     file = tmp_path / "dumped.py"
     file.write_text(config_text(config))
-    assert max(map(len, file.read_text().splitlines())) < 120
+    assert max(map(len, file.read_text(encoding="utf-8").splitlines())) < 120
     again = load_config(file)
     assert again.model.data_preprocessor.mean == config.model.data_preprocessor.mean
     assert again.model.data_preprocessor.std == (float("inf"),) * 12

@@ -95,7 +95,7 @@ def test_full_disk_in_a_training(toy: Any, tmp_path: Path, full_disk: Any) -> No
 def test_old_checkpoints_go_only_after_new_ones_came(toy: Any, tmp_path: Path) -> None:
     toy({**BY_ITERATION, "default_hooks.checkpoint.max_keep": 2, "train_cfg.max_epochs": 1}).train()
     assert sorted(f.name for f in (tmp_path / "run").glob("*.pth")) == ["iter_4.pth", "iter_5.pth"]
-    assert (tmp_path / "run" / files.POINTER).read_text() == "iter_5.pth"
+    assert (tmp_path / "run" / files.POINTER).read_text(encoding="utf-8") == "iter_5.pth"
 
 
 def test_logs_in_a_checkpoint_do_not_grow_for_ever() -> None:
@@ -201,7 +201,7 @@ def test_sigterm_saves_and_exits_with_its_status(toy: Any, tmp_path: Path) -> No
         runner.train()
     assert stopped.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is before
-    assert (tmp_path / "run" / files.POINTER).read_text() == "iter_8.pth"
+    assert (tmp_path / "run" / files.POINTER).read_text(encoding="utf-8") == "iter_8.pth"
     runner = toy({}, resume=True)
     runner.train()
     expected = whole.bare_model.state_dict()

@@ -152,7 +152,7 @@ def test_logs_are_json_lines_and_tensorboard(toy: Any, tmp_path: Path) -> None:
     runner = toy({"visualizer": visualizer, "default_hooks.logger": LOGGER})
     runner.train()
     folder = next((tmp_path / "run").glob("*/vis_data"))
-    lines = [json.loads(line) for line in (folder / "scalars.json").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "scalars.json").read_text(encoding="utf-8").splitlines()]
     losses = [line for line in lines if "loss" in line]
     assert [line["iter"] for line in losses] == list(range(1, 16))
     assert [line["step"] for line in lines if "toy/accuracy" in line] == [1, 2, 3]

@@ -76,7 +76,7 @@ def test_one_command_trains_and_its_checkpoint_is_tested(masks, tmp_path, capsys
     text = capsys.readouterr().out
     assert "the data set can be trained on" in text
     config = next(out.glob("*.py"))
-    assert "num_classes=4" in config.read_text()
+    assert "num_classes=4" in config.read_text(encoding="utf-8")
     capsys.readouterr()
     assert main(["test", str(config), str(out / "best_semantic_mIoU.pth"), "--json"]) == 0
     values = json.loads(capsys.readouterr().out)

@@ -41,7 +41,7 @@ def make_config(tmp_path: Path, toy_config: Path):
     """``make_config(stages, more)``: the toy training's config with stages."""
 
     def make(stages: str = STAGES, more: str = "") -> Path:
-        source = toy_config.read_text().replace("import ToyAccuracy", "import KillHook, ToyAccuracy")
+        source = toy_config.read_text(encoding="utf-8").replace("import ToyAccuracy", "import KillHook, ToyAccuracy")
         file = tmp_path / "toy_staged.py"
         file.write_text(f"{source}{stages}\n{more}\n")
         return file
@@ -139,7 +139,11 @@ def _one_thread() -> Iterator[None]:
 def whole(tmp_path_factory, _one_thread) -> Path:
     """The work directory of an uninterrupted training."""
     folder = tmp_path_factory.mktemp("staged")
-    source = (PARTS / "toy_config.py").read_text().replace("import ToyAccuracy", "import KillHook, ToyAccuracy")
+    source = (
+        (PARTS / "toy_config.py")
+        .read_text(encoding="utf-8")
+        .replace("import ToyAccuracy", "import KillHook, ToyAccuracy")
+    )
     (folder / "toy_staged.py").write_text(f"{source}{STAGES}")
     train(folder / "toy_staged.py", work_dir=folder / "run")
     return folder / "run"
@@ -152,7 +156,7 @@ def start(config: Path, work_dir: Path, *flags: str, kill: str = "never") -> sub
 
 
 def test_a_stage_starts_from_the_one_before(whole: Path, make_config, tmp_path: Path) -> None:
-    state = json.loads((whole / STATE).read_text())["stages"]
+    state = json.loads((whole / STATE).read_text(encoding="utf-8"))["stages"]
     assert [(s["name"], s["weights"]) for s in state] == [("colours", "epoch_2.pth"), ("shades", "epoch_3.pth")]
     assert 0 <= state[1]["metrics"]["toy/accuracy"] <= 1
     before, after = weights(whole / "1_colours/epoch_2.pth", "ema_state_dict"), weights(whole / "2_shades/epoch_3.pth")
@@ -179,9 +183,9 @@ def test_killed_in_the_second_stage_and_resumed(make_config, tmp_path: Path, who
     file, work_dir = make_config(more=often), tmp_path / "killed"
     run = start(file, work_dir, kill="step:11")  # the first stage has 10 iterations, the second 15
     assert run.returncode == -signal.SIGKILL, run.stderr
-    state = json.loads((work_dir / STATE).read_text())["stages"]
+    state = json.loads((work_dir / STATE).read_text(encoding="utf-8"))["stages"]
     assert [s["weights"] for s in state] == ["iter_10.pth", None]
-    assert (work_dir / "2_shades" / "last_checkpoint").read_text() == "iter_10.pth"
+    assert (work_dir / "2_shades" / "last_checkpoint").read_text(encoding="utf-8") == "iter_10.pth"
     run = start(file, work_dir, "resume")
     assert run.returncode == 0, run.stderr
     for folder, name, own in (("1_colours", "epoch_2.pth", "iter_10.pth"), ("2_shades", "epoch_3.pth", "iter_15.pth")):
@@ -209,8 +213,8 @@ def test_killed_between_stages(make_config, tmp_path: Path, whole: Path, monkeyp
     monkeypatch.setattr(Runner, "train", train_once)
     with pytest.raises(_Interrupted):
         train(file, work_dir=work_dir)
-    assert len(json.loads((work_dir / STATE).read_text())["stages"]) == 2
-    state = json.loads((work_dir / STATE).read_text())
+    assert len(json.loads((work_dir / STATE).read_text(encoding="utf-8"))["stages"]) == 2
+    state = json.loads((work_dir / STATE).read_text(encoding="utf-8"))
     state["stages"].pop()  # as it was when the first stage had ended
     (work_dir / STATE).write_text(json.dumps(state))
     with pytest.raises(_Interrupted):
@@ -236,7 +240,7 @@ def half(whole: Path, tmp_path: Path) -> Path:
 
     folder = tmp_path / "half"
     shutil.copytree(whole / "1_colours", folder / "1_colours")
-    state = json.loads((whole / STATE).read_text())
+    state = json.loads((whole / STATE).read_text(encoding="utf-8"))
     state["stages"].pop()
     (folder / STATE).write_text(json.dumps(state))
     return folder
@@ -286,7 +290,7 @@ def test_only_the_classifier_may_differ(make_config, half: Path) -> None:
     wider = STAGES.replace("model=dict(num_classes=5)", "model=dict(backbone=dict(dim=12))").replace("freeze", "# ")
     with pytest.raises(ConfigError, match=r"stage 2 \('shades'\) cannot start .*backbone.table.* as load_except"):
         staged(make_config(wider), half).run()
-    assert len(json.loads((half / STATE).read_text())["stages"]) == 1  # not begun
+    assert len(json.loads((half / STATE).read_text(encoding="utf-8"))["stages"]) == 1  # not begun
 
 
 def test_best_weights_need_to_be_saved(make_config, half: Path) -> None:

@@ -244,7 +244,9 @@ def test_export_and_predict_on_the_command_line(tmp_path, capsys):
     argv = ["predict", out, str(picture), "--runtime", "onnx", "--json", "--topk", "2", "--coco", str(coco)]
     assert main(argv) == 0
     said = json.loads(capsys.readouterr().out)
-    assert [t["name"] for t in said["top"]] == [str(e["category_id"]) for e in json.loads(coco.read_text())]
+    assert [t["name"] for t in said["top"]] == [
+        str(e["category_id"]) for e in json.loads(coco.read_text(encoding="utf-8"))
+    ]
     assert main(["predict", out, str(picture), "--runtime", "eager"]) == 1
     assert "onnx" in capsys.readouterr().err
     for wrong, words in (

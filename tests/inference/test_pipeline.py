@@ -246,11 +246,11 @@ def test_what_results_can_do(classifier, folder, tmp_path, monkeypatch):
     results = classifier([folder / "1.png", flat(5)], topk=3)
     lines = [json.loads(line) for line in results.to_json(tmp_path / "out.jsonl").splitlines()]
     assert lines == results.to_dicts()
-    assert (tmp_path / "out.jsonl").read_text() == results.to_json()
+    assert (tmp_path / "out.jsonl").read_text(encoding="utf-8") == results.to_json()
     assert lines[1]["name"] == "level 5"
     assert len(lines[0]["top"]) == 3
     entries = results.to_coco(path=tmp_path / "coco.json")
-    assert json.loads((tmp_path / "coco.json").read_text()) == entries
+    assert json.loads((tmp_path / "coco.json").read_text(encoding="utf-8")) == entries
     assert [e["image_id"] for e in entries] == [0, 0, 0, 1, 1, 1]
     assert [entries[0]["category_id"], entries[3]["category_id"]] == [1, 5]
     assert entries[0]["score"] == results[0].score
@@ -261,7 +261,7 @@ def test_what_results_can_do(classifier, folder, tmp_path, monkeypatch):
     saved = results.save(tmp_path / "pictures")
     assert sorted(p.name for p in saved.iterdir()) == ["00000_1.png", "00001_image_1.png", "predictions.jsonl"]
     assert Image.open(saved / "00000_1.png").size[0] > 100
-    assert json.loads(results[0].save(tmp_path / "one.json").read_text()) == lines[0]
+    assert json.loads(results[0].save(tmp_path / "one.json").read_text(encoding="utf-8")) == lines[0]
     with pytest.raises(ValueError, match=r"\.xyz"):
         results[0].save(tmp_path / "a.xyz")
     shown = []

@@ -303,7 +303,7 @@ def test_command_line(tmp_path: Path, capsys) -> None:
     ]
     assert main(argv) == 0
     assert sorted(p.name for p in out.iterdir()) == ["00000_bag.png", "00000_bag_attention.csv", "predictions.jsonl"]
-    line = json.loads((out / "predictions.jsonl").read_text())
+    line = json.loads((out / "predictions.jsonl").read_text(encoding="utf-8"))
     assert line["patches"] == len(made.features)
     assert Path(capsys.readouterr().out.split("\t")[0]).name == "bag.h5"
 

@@ -124,7 +124,7 @@ def test_files_of_a_folder(tmp_path):
     out = results.save(tmp_path / "out")
     names = {"a.nii.gz", "a_probabilities.nii.gz", "a.png", "b.nii.gz", "b_probabilities.nii.gz", "b.png"}
     assert {p.name for p in out.iterdir()} == names | {"predictions.jsonl"}
-    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["case"] for line in lines] == ["a", "b"]
     shares = nibabel.load(out / "a_probabilities.nii.gz")
     assert shares.shape == (30, 26, 12, 3)

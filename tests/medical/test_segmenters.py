@@ -37,7 +37,7 @@ SEGMENTERS = MODELS.names(task="medical", kind="segmentation")
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_sizes_are_the_authors(name, conformance_dir):
     system, theirs, key, arguments = PUBLISHED[name]
-    facts = json.loads((conformance_dir / "facts" / f"{system}.json").read_text())["variants"][theirs]
+    facts = json.loads((conformance_dir / "facts" / f"{system}.json").read_text(encoding="utf-8"))["variants"][theirs]
     assert count_parameters(on_meta(lambda: MODELS.get(name)(**arguments))) == facts[key]
 
 

@@ -104,7 +104,7 @@ def test_killed_in_the_second_stage(options: dict, tmp_path: Path) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert run.returncode == -signal.SIGKILL, run.stderr
-        state = json.loads((tmp_path / "killed" / "stages.json").read_text())["stages"]
+        state = json.loads((tmp_path / "killed" / "stages.json").read_text(encoding="utf-8"))["stages"]
         assert [(s["name"], s["weights"]) for s in state] == [("liver", "iter_2.pth"), ("spleen", None)]
         runner = train(CONFIG, work_dir=tmp_path / "killed", options=options, resume=True)
     finally:

@@ -148,8 +148,8 @@ def test_report_files(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {
         "predictions.json", "per_class.csv", "confusion.json", "confusion.png", "precision_recall.png",
     }  # fmt: skip
-    assert json.loads((tmp_path / "predictions.json").read_text()) == predictions
-    assert len((tmp_path / "per_class.csv").read_text().splitlines()) == 5
+    assert json.loads((tmp_path / "predictions.json").read_text(encoding="utf-8")) == predictions
+    assert len((tmp_path / "per_class.csv").read_text(encoding="utf-8").splitlines()) == 5
 
 
 def test_confusion_of_a_known_scene():

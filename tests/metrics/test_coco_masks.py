@@ -232,7 +232,7 @@ def test_metric_of_perfect_predictions_and_its_files(tmp_path):
     assert found["coco/AP"] == found["coco/mask_AP"] == pytest.approx(1.0)
     assert found["coco/mask_AP_small"] == pytest.approx(1.0)
     assert [r.objects for r in metric.result.masks.classes] == [1, 1]
-    entries = json.loads((tmp_path / "predictions.json").read_text())
+    entries = json.loads((tmp_path / "predictions.json").read_text(encoding="utf-8"))
     assert [e["category_id"] for e in entries] == [4, 9]
     assert entries[0]["segmentation"] == compress_masks(masks[:1])[0]
     for name in ("per_class.csv", "per_class_masks.csv", "precision_recall_masks.png"):

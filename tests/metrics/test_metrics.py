@@ -114,7 +114,7 @@ class TestConfusion:
         assert evaluated(metric, samples) == {}
         expected = sklearn.metrics.confusion_matrix(targets, scores.argmax(1), labels=range(classes))
         assert np.array_equal(metric.matrix.numpy(), expected)
-        written = json.loads((tmp_path / "out" / "confusion.json").read_text())
+        written = json.loads((tmp_path / "out" / "confusion.json").read_text(encoding="utf-8"))
         assert written == {"classes": [str(i) for i in range(classes)], "matrix": expected.tolist()}
 
     def test_one_class(self):
@@ -159,7 +159,7 @@ class TestDump:
         metric = PredictionDump(tmp_path / "predictions.json", topk=3)
         metric.dataset_meta = {"classes": tuple("abcdefg")}
         assert evaluated(metric, samples[::-1], batch=4) == {}
-        content = json.loads((tmp_path / "predictions.json").read_text())
+        content = json.loads((tmp_path / "predictions.json").read_text(encoding="utf-8"))
         assert content["classes"] == list("abcdefg")
         assert [p["img_path"] for p in content["predictions"]] == [s["img_path"] for s in samples]
         for prediction, sample in zip(content["predictions"], samples):
@@ -171,7 +171,7 @@ class TestDump:
 
     def test_fewer_classes_than_k(self, make_samples, tmp_path):
         evaluated(PredictionDump(tmp_path / "p.json", topk=5), make_samples(2, 3))
-        assert len(json.loads((tmp_path / "p.json").read_text())["predictions"][0]["labels"]) == 3
+        assert len(json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))["predictions"][0]["labels"]) == 3
 
     def test_bad_k(self, tmp_path):
         with pytest.raises(ValueError, match="topk=0"):

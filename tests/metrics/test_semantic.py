@@ -176,7 +176,7 @@ def test_metric_counts_an_image_once(tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == list("abcd")
     assert float(rows[2]["iou"]) == pytest.approx(metric.result.classes[2].iou)
-    matrix = json.loads((tmp_path / "confusion.json").read_text())
+    matrix = json.loads((tmp_path / "confusion.json").read_text(encoding="utf-8"))
     assert matrix["matrix"] == metric.result.matrix[:, :-1].tolist()
     assert (tmp_path / "confusion.png").stat().st_size > 1000
 

@@ -221,7 +221,7 @@ def test_report(tmp_path):
     assert (table[1]["dice"], table[2]["hd95_mm"], table[2]["error_percent"]) == ("", "inf", "-100")
     summary = list(csv.DictReader((tmp_path / "summary.csv").open()))
     assert [(r["class"], r["measure"]) for r in summary] == [(r.name, r.measure) for r in rows]
-    content = json.loads((tmp_path / "summary.json").read_text())
+    content = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert (content["cases"], content["confidence"], len(content["rows"])) == (2, 0.95, len(rows))
     picture = (tmp_path / "boxplot.png").read_bytes()
     assert picture[:8] == b"\x89PNG\r\n\x1a\n"

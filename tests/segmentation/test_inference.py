@@ -303,7 +303,7 @@ def test_zoo_predict(images, tmp_path, capsys):
     common = ["--weights", str(weights), "--device", "cpu"]
     assert zoo_cli(["predict", "upernet_davit_nano", str(tmp_path / "in"), *common, "--out", str(out)]) == 0
     assert sorted(p.name for p in (out / "masks").iterdir()) == ["00001_x.png", "x.png", "y.png"]
-    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     labels = read_mask(out / "masks" / "x.png")
     assert {c["label"]: c["pixels"] for c in lines[0]["classes"]} == dict(
         zip(*(v.tolist() for v in np.unique(labels, return_counts=True)))
@@ -330,7 +330,7 @@ def test_zoo_predict_writes_panoptic_segments(square, tmp_path):
     files.add(0, found)
     files.finish()
     np.testing.assert_array_equal(read_ids(tmp_path / "out" / "panoptic" / "000012.png"), found.segments.ids)
-    (annotation,) = json.loads((tmp_path / "out" / "panoptic.json").read_text())["annotations"]
+    (annotation,) = json.loads((tmp_path / "out" / "panoptic.json").read_text(encoding="utf-8"))["annotations"]
     assert (annotation["image_id"], annotation["file_name"]) == (12, "000012.png")
     assert [s["category_id"] for s in annotation["segments_info"]] == [3, 90]
 

@@ -67,7 +67,7 @@ def test_the_picture(write_log, tmp_path, picture):
         blue = (pixels[:, i * panel : (i + 1) * panel].astype(int) - (0x1F, 0x5F, 0xA8)).__abs__().max(-1) < 12
         assert blue.sum() > 100, f"no curve in panel {i}"
     assert not list(tmp_path.glob(".*"))
-    assert plot_curves(tmp_path, tmp_path / "other" / "c.svg").read_text().startswith("<?xml")
+    assert plot_curves(tmp_path, tmp_path / "other" / "c.svg").read_text(encoding="utf-8").startswith("<?xml")
 
 
 def test_panels(write_log, tmp_path):

@@ -82,7 +82,7 @@ def test_published_addresses_and_scores_are_the_recorded_ones(conformance_dir):
     checked = 0
     for system in sorted(known):
         file = conformance_dir / "facts" / f"{system}.json"
-        variants = json.loads(file.read_text())["variants"] if file.is_file() else {}
+        variants = json.loads(file.read_text(encoding="utf-8"))["variants"] if file.is_file() else {}
         own: dict[str, list[float]] = {}  # one address may be a folder of several files
         for info in infos:
             if info.weights.get("url"):
@@ -206,7 +206,7 @@ def test_a_card_for_every_model():
 
 def test_model_index_is_what_openmmlab_reads(repo_root):
     file = repo_root / "model-index.yml"
-    data = yaml.safe_load(file.read_text())
+    data = yaml.safe_load(file.read_text(encoding="utf-8"))
     collections = {c["Name"] for c in data["Collections"]}
     models = {m["Name"]: m for m in data["Models"]}
     shared = set(models) & set(load_index())  # whether it is up to date is asked of the tool, above

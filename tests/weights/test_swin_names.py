@@ -246,7 +246,7 @@ def test_focus_detrs_resnet_has_detectron2s_names():
 
 
 def test_dinos_own_arguments_give_the_published_model(conformance_dir):
-    facts = json.loads((conformance_dir / "facts" / "dino.json").read_text())["variants"]
+    facts = json.loads((conformance_dir / "facts" / "dino.json").read_text(encoding="utf-8"))["variants"]
     for published, named in (("DINO-4scale-Swin-L", "dino_4scale_swin_l"), ("DINO-5scale-R50", "dino_5scale_r50")):
         fact = facts[published]
         with torch.device("meta"):
@@ -273,7 +273,7 @@ CO_DETR = {
 
 
 def test_sizes_are_the_published_ones(conformance_dir):
-    facts = json.loads((conformance_dir / "facts" / "co_detr.json").read_text())["variants"]
+    facts = json.loads((conformance_dir / "facts" / "co_detr.json").read_text(encoding="utf-8"))["variants"]
     for own, published in CO_DETR.items():
         with torch.device("meta"):
             model = zoo.create_model(own)

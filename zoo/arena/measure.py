@@ -157,7 +157,7 @@ class Meter:
         self._base = _status("VmRSS")
         # The peak so far belongs to loading libraries and building the model.
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
     def peak(self) -> int | None:
         """The peak; None where this system does not tell."""
@@ -170,7 +170,7 @@ class Meter:
 def _status(field: str) -> int | None:
     """A field of /proc/self/status in bytes; None where there is none (not Linux)."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), None)

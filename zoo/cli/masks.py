@@ -59,7 +59,7 @@ def print_report(out: Path) -> None:
     """Print the table of classes that an evaluation wrote, and which files there are."""
     import csv
 
-    with (out / "per_class.csv").open(newline="") as file:
+    with (out / "per_class.csv").open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
     if len(rows) <= _LISTED:
         print_table(header, [[row[0], *map(_short, row[1:])] for row in rows])

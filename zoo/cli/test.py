@@ -86,7 +86,7 @@ def _evaluate_file(args: argparse.Namespace) -> int:
         return 0
     print_table(("metric", "value"), [(f"coco/{k}", round(v, 4)) for k, v in result.all_stats().items()])
     _report_boxes(out, masks=result.masks is not None)
-    entries = json.loads(Path(args.predictions).read_text())
+    entries = json.loads(Path(args.predictions).read_text(encoding="utf-8"))
     what = "boxes and masks" if result.masks is not None else "boxes"
     print(f"{what} of {len(entries)} predictions were evaluated")
     if result.masks is None and any("segmentation" in e for e in entries):
@@ -106,7 +106,7 @@ def _report_boxes(out: Path, *, masks: bool = False) -> None:
     import csv
 
     for name in ("per_class.csv", "per_class_masks.csv") if masks else ("per_class.csv",):
-        with (out / name).open(newline="") as file:
+        with (out / name).open(encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)
         if len(rows) <= 100:
             if masks:
@@ -144,11 +144,11 @@ def _report_tables(written: bool, out: Path) -> None:
 
     from zoo.viz.confusion import save_confusion
 
-    with (out / "per_class.csv").open(newline="") as file:
+    with (out / "per_class.csv").open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
     shown = [[cell if i in (0, 4) else f"{float(cell):.2f}" for i, cell in enumerate(row)] for row in rows]
     if len(shown) <= 50:
         print_table(header, shown)
-    confusion = json.loads((out / "confusion.json").read_text())
+    confusion = json.loads((out / "confusion.json").read_text(encoding="utf-8"))
     save_confusion(np.array(confusion["matrix"]), confusion["classes"], out / "confusion.png")
     print(f"per_class.csv, confusion.json and confusion.png are in {out}")

@@ -242,7 +242,7 @@ def _voc_splits(findings: _Findings, root: Path) -> dict[str, str]:
         listed = root / "ImageSets" / "Main" / f"{split}.txt"
         if not listed.is_file():
             continue
-        for line in listed.read_text().splitlines():
+        for line in listed.read_text(encoding="utf-8").splitlines():
             if not line.strip():
                 continue
             stem = line.split()[0]

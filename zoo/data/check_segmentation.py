@@ -201,7 +201,9 @@ class _Check:
     ) -> None:
         report = self.report
         names = arguments.get("names")
-        listed = [n.strip() for n in Path(names).read_text().splitlines() if n.strip()] if names else None
+        listed = (
+            [n.strip() for n in Path(names).read_text(encoding="utf-8").splitlines() if n.strip()] if names else None
+        )
         suffixes = {k: arguments[k] for k in ("image_suffix", "mask_suffix") if k in arguments}
         try:
             pairs = pair_masks(arguments["images"], arguments["masks"], names=listed, **suffixes)

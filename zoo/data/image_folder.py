@@ -65,7 +65,11 @@ def read_annotations(path: str | os.PathLike) -> tuple[list[tuple[str, str | int
     if path.suffix == ".csv":
         pairs = _read_csv(path)
     elif path.suffix == ".txt":
-        pairs = [_split_line(path, n, line) for n, line in enumerate(path.read_text().splitlines(), 1) if line.strip()]
+        pairs = [
+            _split_line(path, n, line)
+            for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+            if line.strip()
+        ]
     else:
         raise ValueError(f"annotations {str(path)!r} has an unknown ending; accepted are .txt, .csv and .json")
     return _numbered(path, pairs), None
@@ -201,7 +205,7 @@ def _split_line(path: Path, number: int, line: str) -> tuple[str, str]:
 
 
 def _read_csv(path: Path) -> list[tuple[str, str]]:
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         rows = [(n, [cell.strip() for cell in row]) for n, row in enumerate(csv.reader(file), 1) if any(row)]
     at_path, at_label = 0, 1
     if rows and {"path", "label"} <= {cell.lower() for cell in rows[0][1]}:
@@ -226,7 +230,7 @@ def _numbered(path: Path, pairs: list[tuple[str, str]]) -> list[tuple[str, str |
 
 def _read_json(path: Path) -> tuple[list[tuple[str, str | int]], list[str] | None]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"annotations {str(path)!r} is no JSON: {error}") from None
     classes = None

@@ -67,7 +67,11 @@ def voc_files(root: Path, split: str | None = None) -> list[Path]:
         listed = root / "ImageSets" / "Main" / f"{split}.txt"
         if not listed.is_file():
             raise FileNotFoundError(f"there is no list {listed} of the split {split!r}")
-        files = [folder / f"{line.split()[0]}.xml" for line in listed.read_text().splitlines() if line.strip()]
+        files = [
+            folder / f"{line.split()[0]}.xml"
+            for line in listed.read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
         missing = [str(f) for f in files if not f.is_file()]
         if missing:
             raise FileNotFoundError(f"{listed} names {len(missing)} files that are missing: {', '.join(missing[:3])}")

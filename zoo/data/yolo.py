@@ -67,7 +67,11 @@ def yolo_names(root: Path) -> list[str] | None:
         if isinstance(names, list):
             return [str(n) for n in names]
     file = root / "classes.txt"
-    return [line.strip() for line in file.read_text().splitlines() if line.strip()] if file.is_file() else None
+    return (
+        [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if file.is_file()
+        else None
+    )
 
 
 def yolo_folders(root: Path) -> dict[str, tuple[Path, Path]]:

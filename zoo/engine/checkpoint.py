@@ -76,7 +76,7 @@ def checkpoint_files(work_dir: str | Path) -> list[Path]:
     files.sort(key=lambda f: f.stat().st_mtime_ns, reverse=True)
     pointer = work_dir / POINTER
     if pointer.is_file():
-        named = work_dir / Path(pointer.read_text().strip()).name
+        named = work_dir / Path(pointer.read_text(encoding="utf-8").strip()).name
         files.sort(key=lambda f: f != named)
     return files
 

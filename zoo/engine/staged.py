@@ -246,7 +246,7 @@ class StagedTraining:
         self._write_state()
         runner.train()
         barrier()  # rank 0 writes the checkpoint that every rank reads next
-        state.weights = (Path(config.work_dir) / files.POINTER).read_text().strip()
+        state.weights = (Path(config.work_dir) / files.POINTER).read_text(encoding="utf-8").strip()
         state.metrics = _last_metrics(runner)
         self._write_state()
         return runner

@@ -56,7 +56,7 @@ def read_scalars(work_dir: str | os.PathLike) -> tuple[Curves, Curves, str]:
 
 def _records(file: Path) -> Iterable[dict]:
     """The lines of a log; one that a killed process left half-written is passed over."""
-    for line in file.read_text(errors="replace").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:

@@ -19,6 +19,11 @@ def _axis_tables(
     return positions, offsets
 
 
+def _picked(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """``x[:, index]``, whose gradient is summed in the same order every time: indexing's is not, on several threads."""
+    return x.index_select(1, index.flatten()).unflatten(1, index.shape)
+
+
 def forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -53,11 +58,11 @@ def forward(
     index, bias_index, valid = (t.reshape(shape_NK) for t in (index, bias_index, valid))
 
     q_BNhd, k_BNhd, v_BNhe = (t.flatten(1, dims) for t in (q, k, v))
-    logits_BNhK = torch.einsum("bnhd,bnKhd->bnhK", q_BNhd * scale, k_BNhd[:, index])
+    logits_BNhK = torch.einsum("bnhd,bnKhd->bnhK", q_BNhd * scale, _picked(k_BNhd, index))
     if bias is not None:
-        logits_BNhK = logits_BNhK + bias.flatten(1)[:, bias_index].transpose(0, 1)  # [h, N, K] -> [N, h, K]
+        logits_BNhK = logits_BNhK + _picked(bias.flatten(1), bias_index).transpose(0, 1)  # [h, N, K] -> [N, h, K]
     logits_BNhK = logits_BNhK.masked_fill(~valid[:, None], float("-inf"))
-    out_BNhe = torch.einsum("bnhK,bnKhe->bnhe", logits_BNhK.softmax(-1), v_BNhe[:, index])
+    out_BNhe = torch.einsum("bnhK,bnKhe->bnhe", logits_BNhK.softmax(-1), _picked(v_BNhe, index))
     return out_BNhe.reshape(*q.shape[:-1], v.shape[-1])
 
 

@@ -117,7 +117,7 @@ class TraceHook(Hook):
         lr = runner.optim_wrapper.param_groups[0]["lr"]
         self.lines.append((runner.iter, batch_idx, samples, lr, float(outputs["loss"].detach())))
         if self.file:
-            with open(self.file, "a") as f:
+            with open(self.file, "a", encoding="utf-8") as f:
                 f.write(f"{self.lines[-1]}\n")
 
 
