@@ -124,10 +124,10 @@ def ascii_locale():
 @pytest.mark.usefixtures("ascii_locale")
 @pytest.mark.parametrize("name", LISTS)
 def test_lists_are_utf8_in_every_locale(tmp_path, name):
-    (tmp_path / name).write_bytes(LISTS[name].replace("cat", "Kätzchen").replace("b b", "b ü").encode())
+    (tmp_path / name).write_bytes(LISTS[name].replace("cat", "K\u00e4tzchen").replace("b b", "b \u00fc").encode())
     pairs, classes = read_annotations(tmp_path / name)
-    assert [path for path, _ in pairs] == ["a/0.png", "a/1.png", "b ü/0.png"]
-    assert (classes or [label for _, label in pairs])[:2] == ["Kätzchen", "dog"]
+    assert [path for path, _ in pairs] == ["a/0.png", "a/1.png", "b \u00fc/0.png"]
+    assert (classes or [label for _, label in pairs])[:2] == ["K\u00e4tzchen", "dog"]
 
 
 def test_numbers_are_indices(make_folder, tmp_path):
