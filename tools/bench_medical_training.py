@@ -287,7 +287,8 @@ def summary(points: Sequence[Point]) -> list[str]:
         last = np.array([max(run, key=lambda p: p.cpu_minutes).dice for run in own.values()])
         spread = f" +- {last.std(ddof=1):.4f}" if len(last) > 1 else ""
         first = [min((p.cpu_minutes for p in run if p.dice >= 0.9), default=math.inf) for run in own.values()]
-        lines.append(f"{name}: Dice {last.mean():.4f}{spread} ({len(last)} runs), 0.9 after {max(first)} CPU minutes")
+        reached = f"0.9 after {max(first)} CPU minutes" if max(first) < math.inf else "0.9 not reached"
+        lines.append(f"{name}: Dice {last.mean():.4f}{spread} ({len(last)} runs), {reached}")
     return lines
 
 
