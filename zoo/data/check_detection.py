@@ -12,6 +12,7 @@ import numpy as np
 from zoo.data.check import CheckReport, Progress, duplicate_groups, note_scan, register_check, scan_images
 from zoo.data.coco import AnnotationError, annotation_mask, box_of_mask, find_image_folder, read_coco
 from zoo.data.detection_folder import coco_files, is_voc, is_yolo
+from zoo.data.text_lines import read_lines
 from zoo.data.voc import read_voc, voc_files, voc_image
 from zoo.data.yolo import read_yolo, yolo_folders, yolo_names, yolo_pairs
 
@@ -242,9 +243,7 @@ def _voc_splits(findings: _Findings, root: Path) -> dict[str, str]:
         listed = root / "ImageSets" / "Main" / f"{split}.txt"
         if not listed.is_file():
             continue
-        for line in listed.read_text(encoding="utf-8").splitlines():
-            if not line.strip():
-                continue
+        for line in read_lines(listed):
             stem = line.split()[0]
             if not ((root / "Annotations" / f"{stem}.xml").is_file() or (root / f"{stem}.xml").is_file()):
                 findings.note("error", "missing annotation", f"{stem} of {split}.txt")

@@ -20,6 +20,7 @@ from zoo.data.label_maps import MAX_VALUES, MaskError, describe, label_lookup, r
 from zoo.data.loading import ImageReadError
 from zoo.data.mask_folder import files_by_stem, guess_suffix, pair_masks
 from zoo.data.segmentation_folder import MASK_FORMATS, FoundMasks, find_mask_data, mask_arguments, panoptic_files
+from zoo.data.text_lines import read_lines
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -201,9 +202,7 @@ class _Check:
     ) -> None:
         report = self.report
         names = arguments.get("names")
-        listed = (
-            [n.strip() for n in Path(names).read_text(encoding="utf-8").splitlines() if n.strip()] if names else None
-        )
+        listed = read_lines(names) if names else None
         suffixes = {k: arguments[k] for k in ("image_suffix", "mask_suffix") if k in arguments}
         try:
             pairs = pair_masks(arguments["images"], arguments["masks"], names=listed, **suffixes)

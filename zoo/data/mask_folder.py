@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from zoo.data.label_maps import apply_lookup, label_lookup, read_classes, read_mask
 from zoo.data.loading import is_image_file
 from zoo.data.segmentation import Annotation, SegmentationDataset, check_size
+from zoo.data.text_lines import read_lines
 
 _NAMED = 5
 _GUESSED_FROM = 50
@@ -71,7 +71,7 @@ class MaskFolder(SegmentationDataset):
         )
         self.mask_palette = mask_palette or None
         if isinstance(names, str | os.PathLike):
-            names = [line.strip() for line in Path(names).read_text(encoding="utf-8").splitlines() if line.strip()]
+            names = read_lines(names)
         pairs = pair_masks(images, masks, names=names, image_suffix=image_suffix, mask_suffix=mask_suffix)
         missing = [image for image, mask in pairs if mask is None]
         if missing:

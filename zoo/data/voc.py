@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 from zoo.data.coco import AnnotationError
 from zoo.data.detection import DetectionDataset, ObjectTable
 from zoo.data.loading import IMAGE_EXTENSIONS
+from zoo.data.text_lines import read_lines
 from zoo.registry import did_you_mean
 
 VOC_CLASSES = (
@@ -67,11 +68,7 @@ def voc_files(root: Path, split: str | None = None) -> list[Path]:
         listed = root / "ImageSets" / "Main" / f"{split}.txt"
         if not listed.is_file():
             raise FileNotFoundError(f"there is no list {listed} of the split {split!r}")
-        files = [
-            folder / f"{line.split()[0]}.xml"
-            for line in listed.read_text(encoding="utf-8").splitlines()
-            if line.strip()
-        ]
+        files = [folder / f"{line.split()[0]}.xml" for line in read_lines(listed)]
         missing = [str(f) for f in files if not f.is_file()]
         if missing:
             raise FileNotFoundError(f"{listed} names {len(missing)} files that are missing: {', '.join(missing[:3])}")

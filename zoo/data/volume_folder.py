@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.data.text_lines import read_lines
 from zoo.data.volumes import is_volume_file, read_volume, strip_ending
 
 #: What labels 1 to 13 of the BTCV / Synapse abdomens are.
@@ -378,8 +379,7 @@ def _class_file(root: Path) -> tuple[list[str], list[int]] | None:
     if (root / "classes.json").is_file():
         return _classes(_read_json(root / "classes.json"), root / "classes.json")
     if (root / "classes.txt").is_file():
-        lines = (root / "classes.txt").read_text(encoding="utf-8").splitlines()
-        names = [line.strip() for line in lines if line.strip()]
+        names = read_lines(root / "classes.txt")
         return _classes({str(i): n for i, n in enumerate(names)}, root / "classes.txt")
     return None
 

@@ -17,6 +17,7 @@ import yaml
 from zoo.data.coco import AnnotationError
 from zoo.data.detection import DetectionDataset, ObjectTable
 from zoo.data.loading import is_image_file
+from zoo.data.text_lines import read_lines
 
 
 def read_yolo(path: str | os.PathLike) -> list[tuple[int, list[float]]]:
@@ -67,11 +68,7 @@ def yolo_names(root: Path) -> list[str] | None:
         if isinstance(names, list):
             return [str(n) for n in names]
     file = root / "classes.txt"
-    return (
-        [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if file.is_file()
-        else None
-    )
+    return read_lines(file) if file.is_file() else None
 
 
 def yolo_folders(root: Path) -> dict[str, tuple[Path, Path]]:
